@@ -1,0 +1,1 @@
+"""Actor-critic training on vector environments."""

@@ -1,0 +1,1 @@
+"""Every objective of the family, one file each."""

@@ -1,0 +1,1 @@
+"""A run directory: configuration, metrics, checkpoints, statistics and the report."""

@@ -1,0 +1,5 @@
+"""Every test runs on one thread: two spinning OpenMP threads are slower here and not repeatable."""
+
+import torch
+
+torch.set_num_threads(1)
