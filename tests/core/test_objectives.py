@@ -1,0 +1,146 @@
+"""The laws of the core, for every registered recipe: a new one is tested the moment it exists."""
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rgpo.core import recipes
+from rgpo.core.objective import SAFE_LOG_RATIO, Objective
+
+RECIPES = list(recipes.recipes())
+OBJECTIVES = [pytest.param(r.objective, id=r.name) for r in RECIPES]
+EXTREME = [-1e4, -400.0, -90.0, -40.0, -1e-8, 0.0, 1e-8, 40.0, 89.0, 400.0, 1e4]
+
+
+def extra_inputs(objective: Objective, log_ratio: torch.Tensor, offset: float = 0.3) -> dict:
+    """Further log-ratios move with the same log-prob: log_ratio plus a constant."""
+    return dict.fromkeys(objective.needs, log_ratio + offset)
+
+
+def weight_on_grid(objective: Objective, log_ratio: torch.Tensor, sign: float) -> torch.Tensor:
+    """|w| with A = sign on the grid of the log-ratio and, where needed, of the second one."""
+    advantage = torch.full((), sign, dtype=log_ratio.dtype)
+    if not objective.needs:
+        return objective.weight(log_ratio, advantage).abs()
+    inputs = dict.fromkeys(objective.needs, log_ratio[None, :])
+    return objective.weight(log_ratio[:, None], advantage, **inputs).abs()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@settings(max_examples=60, deadline=None)
+@given(
+    log_ratio=st.lists(st.floats(-6, 6), min_size=1, max_size=20),
+    advantage=st.floats(-5, 5),
+    offset=st.floats(-2, 2),
+)
+def test_weight_is_the_derivative_of_value(objective, log_ratio, advantage, offset):
+    d = torch.tensor(log_ratio, dtype=torch.float64, requires_grad=True)
+    a = torch.full_like(d, advantage).detach()
+    value = objective.value(d, a, **extra_inputs(objective, d, offset))
+    (gradient,) = torch.autograd.grad(value.sum(), d)
+    with torch.no_grad():
+        weight = objective.weight(d, a, **extra_inputs(objective, d, offset))
+    torch.testing.assert_close(weight, gradient, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("advantage", [1.3, -0.7])
+def test_surrogate_has_the_exact_value_and_gradient(objective, advantage):
+    d = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)
+    a = torch.full_like(d, advantage).detach()
+    surrogate = objective.surrogate(d, a, **extra_inputs(objective, d))
+    (gradient,) = torch.autograd.grad(surrogate.sum(), d)
+    with torch.no_grad():
+        inputs = extra_inputs(objective, d)
+        torch.testing.assert_close(surrogate.detach(), objective.value(d, a, **inputs))
+        torch.testing.assert_close(gradient, objective.weight(d, a, **inputs))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("advantage", [2.0, -2.0, 0.0])
+def test_everything_is_finite_at_the_extremes(objective, dtype, advantage):
+    d = torch.tensor(EXTREME).to(dtype).float().requires_grad_()
+    a = torch.full_like(d, advantage).detach()
+    for offset in (0.0, -1e4, 1e4):
+        inputs = extra_inputs(objective, d.detach(), offset)
+        surrogate = objective.surrogate(d, a, **inputs)
+        (gradient,) = torch.autograd.grad(surrogate.sum(), d)
+        assert torch.isfinite(surrogate).all(), surrogate
+        assert torch.isfinite(gradient).all(), gradient
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_autograd_of_value_is_finite_too(objective):
+    """`value` saturates its ratio, so even a naive user of it gets no NaN."""
+    d = torch.tensor(EXTREME, requires_grad=True)
+    a = torch.full_like(d, -1.0).detach()
+    (gradient,) = torch.autograd.grad(objective.value(d, a, **extra_inputs(objective, d)).sum(), d)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_sup_weight_is_the_numerical_supremum(objective):
+    """Finite: no point above it, and some point within 0.1% of it. Infinite: it grows past 1e6."""
+    size = 1200 if objective.needs else 200_000
+    ratio = torch.cat([torch.linspace(1e-4, 4, size), torch.linspace(4, 300, size // 4)]).double()
+    if math.isinf(objective.sup_weight):
+        ratio = torch.tensor([1e3, 1e5, 1e7, 1e9], dtype=torch.float64)
+    largest = max(float(weight_on_grid(objective, ratio.log(), sign).max()) for sign in (1.0, -1.0))
+    if math.isinf(objective.sup_weight):
+        assert largest > 1e6
+    else:
+        assert largest <= objective.sup_weight * (1 + 1e-9)
+        assert largest >= objective.sup_weight * 0.999
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("advantage", [1.7, -0.4])
+def test_unit_slope_means_weight_equals_advantage_at_ratio_one(objective, advantage):
+    d = torch.zeros(3, dtype=torch.float64)
+    a = torch.full_like(d, advantage)
+    weight = objective.weight(d, a, **extra_inputs(objective, d, 0.0))
+    slope_is_one = bool(torch.allclose(weight, a, rtol=1e-12))
+    assert slope_is_one == objective.unit_slope
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_weight_vanishes_with_the_advantage_and_keeps_the_dtype(objective):
+    for dtype in (torch.float32, torch.float64):
+        d = torch.linspace(-2, 2, 9, dtype=dtype)
+        zero = torch.zeros_like(d)
+        inputs = extra_inputs(objective, d)
+        assert torch.count_nonzero(objective.weight(d, zero, **inputs)) == 0
+        assert objective.weight(d, zero, **inputs).dtype == dtype
+        assert objective.value(d, zero, **inputs).dtype == dtype
+        assert objective.value(d, zero + 1, **inputs).shape == d.shape
+
+
+def test_every_recipe_configures_each_hyper_parameter_and_refuses_others():
+    for recipe in RECIPES:
+        for name, number in recipe.hyper_parameters().items():
+            assert recipe.configure(**{name: number}) == recipe
+        with pytest.raises(ValueError, match="no hyper-parameter 'sharpnes'"):
+            recipe.configure(sharpnes=3.0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_number_that_makes_no_sense_is_refused(objective):
+    for field in fields(objective):
+        if isinstance(getattr(objective, field.name), float):
+            for nonsense in (-1.0, float("nan"), float("inf")):
+                with pytest.raises(ValueError, match=field.name):
+                    replace(objective, **{field.name: nonsense})
+
+
+def test_unknown_recipe_suggests_a_near_one():
+    with pytest.raises(ValueError, match=r"did you mean .*rgpo"):
+        recipes.get("rgop")
+
+
+def test_saturation_is_beyond_every_ratio_that_matters():
+    assert math.exp(SAFE_LOG_RATIO) > 1e17
