@@ -79,8 +79,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         status: str | None = "finished",
         rows: list[dict[str, Any]] | None = None,
         message: str = "",
+        **config: Any,
     ) -> Path:
-        config = {
+        config |= {
             "recipe": recipe,
             "env": env,
             "seed": seed,

@@ -54,6 +54,15 @@ def test_keeps_the_newest_and_sorts_by_number(tmp_path):
     assert newest(tmp_path)[0].update == 1_000_001
 
 
+def test_newest_at_most(tmp_path):
+    for update in (10, 20, 30):
+        save(tmp_path, update, tensors(), {})
+    assert newest(tmp_path, at_most=29)[0].update == 20
+    assert newest(tmp_path, at_most=30)[0].update == 30
+    with pytest.raises(RgpoError, match="no whole checkpoint"):
+        newest(tmp_path, at_most=9)
+
+
 def half_tensors(path):
     file = path.with_suffix(".safetensors")
     file.write_bytes(file.read_bytes()[:-100])

@@ -9,7 +9,7 @@ import pytest
 
 from rgpo.errors import RgpoError
 from rgpo.runs import figures
-from rgpo.runs.report import ObjectiveCurve, write_report
+from rgpo.runs.report import ObjectiveCurve, write_objectives, write_report
 from rgpo.runs.table import read_runs
 
 FIGURES = ["return", "kl", "ratios", "trust", "learning", "seconds"]
@@ -138,6 +138,15 @@ def test_odd_runs_render_too(make_run, fake_rows, tmp_path):
     assert len(drawn) == 12
     assert all(plot["svg"] > 0 for plot in drawn.values())
     assert "no recipe here records it" in dom
+
+
+@pytest.mark.browser
+@browser
+def test_the_page_of_objectives_alone(tmp_path):
+    path = write_objectives(ppo_and_gate(), tmp_path / "deep" / "objectives.html")
+    dom, console = rendered(path, tmp_path / "chromium")
+    assert console == []
+    assert Plots(dom).drawn["plot-objectives"]["line"] == 8
 
 
 def test_one_file_with_plotly_inlined_once_and_nothing_to_load(comparison, tmp_path):

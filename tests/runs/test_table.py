@@ -69,6 +69,12 @@ def test_environments_are_kept_apart(make_run):
     assert (a.env, b.env, b.improvement) == ("A", "B", None)
 
 
+def test_a_label_tells_arms_of_one_recipe_apart(make_run):
+    rows = rows_of([1.0])
+    paths = [make_run("rgpo", seed, rows=rows, label=f"rgpo k={seed}") for seed in (1, 2)]
+    assert [row.recipe for row in final_table(paths)] == ["rgpo k=1", "rgpo k=2"]
+
+
 def test_what_is_no_run_is_told(tmp_path):
     with pytest.raises(RgpoError, match="is no run directory"):
         final_table([tmp_path])

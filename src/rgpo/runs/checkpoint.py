@@ -98,13 +98,17 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(document["update"], tensors, document["state"], path)
 
 
-def newest(folder: Path) -> tuple[Checkpoint, list[str]]:
+def newest(folder: Path, at_most: int | None = None) -> tuple[Checkpoint, list[str]]:
     """Return the newest whole checkpoint and one sentence for each newer one that is not whole.
 
-    Raises RgpoError if there is none; the sentences are then part of the message.
+    With `at_most`, those of later updates do not count (runs that train together resume from the
+    newest update that all of them have). Raises RgpoError if there is none; the sentences are then
+    part of the message.
     """
     skipped: list[str] = []
-    for path in _newest_first(folder):
+    for path, (update, _) in _newest_first(folder):
+        if at_most is not None and update > at_most:
+            continue
         try:
             return load(path), skipped
         except RgpoError as error:
@@ -159,7 +163,7 @@ def _refuse_nonfinite(
 def _prune(folder: Path, newest_path: Path, keep: int) -> None:
     """Delete whole checkpoints beyond the newest `keep`; `newest_path` is known to be whole."""
     kept = 1
-    for path in _newest_first(folder):
+    for path, _ in _newest_first(folder):
         if path == newest_path or not _is_whole(path):
             continue
         if kept < keep:
@@ -178,15 +182,15 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """Return the JSON file of every checkpoint in `folder`, present or missing, newest first."""
+def _newest_first(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
+    """Return every checkpoint's JSON file, present or not, with update and suffix, newest first."""
     order: dict[Path, tuple[int, int]] = {}
     for file in folder.glob("update-*"):
         match = _NAME.fullmatch(file.name)
         if match:
             path = file.with_name(f"{match['stem']}.json")
             order[path] = (int(match["update"]), int(match["suffix"] or 0))
-    return sorted(order, key=order.__getitem__, reverse=True)
+    return sorted(order.items(), key=lambda item: item[1], reverse=True)
 
 
 def _free_path(folder: Path, update: int) -> Path:

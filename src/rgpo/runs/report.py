@@ -28,6 +28,7 @@ __all__ = [
     "final_return",
     "final_table",
     "print_table",
+    "write_objectives",
     "write_report",
 ]
 
@@ -126,7 +127,8 @@ def write_report(
 ) -> Path:
     """Write the report on `runs` to the HTML file `output` and return its path.
 
-    Runs are grouped by the `env` and `recipe` of their configuration: one section per environment.
+    Runs are grouped by the `env` and the `label` (else `recipe`) of their configuration, one
+    section per environment; `objective_curves` are named likewise, so that the colours agree.
     `command` is the one that made the report; without it the commands of the runs are shown.
     Raises RgpoError if there are no runs or one cannot be read.
     """
@@ -136,6 +138,16 @@ def write_report(
     drawn = dict(objective_curves or {})
     color = figures.colors([*(record.recipe for record in records), *drawn])
     body = "".join(_body(records, title, command, drawn, color))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, _page(title, body).encode())
+    return output
+
+
+def write_objectives(drawn: Mapping[str, ObjectiveCurve], output: Path) -> Path:
+    """Write a page with only the curves of `drawn` to the HTML file `output`; return its path."""
+    title = "Objectives: value g and weight w"
+    color = figures.colors(list(drawn))
+    body = f"<header><h1>{title}</h1></header>{_legend(color)}" + _objectives(drawn, color)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, _page(title, body).encode())
     return output
@@ -172,8 +184,7 @@ def _body(
         yield from _figures(own, color, f"env{envs.index(env)}")
     if drawn:
         yield "<h2>Objectives</h2>"
-        figure = figures.objectives(drawn, color)
-        yield _card("g and w of the objectives", _READ_OBJECTIVES, figure, "objectives")
+        yield _objectives(drawn, color)
     yield "<h2>How this was made</h2>"
     yield _origin(records, command)
     configs = "".join(_config(env, recipe, runs) for (env, recipe), runs in groups.items())
@@ -191,6 +202,11 @@ def _figures(own: figures.Groups, color: Mapping[str, str], name: str) -> Iterat
     yield _card("Is the data still trusted?", _READ_TRUST, drawn(figures.TRUST), f"{name}-trust")
     yield _card("Policy and critic", _READ_LEARNING, drawn(figures.LEARNING), f"{name}-learning")
     yield _card("Time", _READ_SECONDS, figures.seconds(own), f"{name}-seconds")
+
+
+def _objectives(drawn: Mapping[str, ObjectiveCurve], color: Mapping[str, str]) -> str:
+    figure = figures.objectives(drawn, color)
+    return _card("g and w of the objectives", _READ_OBJECTIVES, figure, "objectives")
 
 
 def _card(heading: str, read: str, figure: Any, name: str) -> str:

@@ -29,7 +29,8 @@ class Record:
     path: Path
     """The run directory."""
     recipe: str
-    """Runs of one recipe and environment are repetitions of each other."""
+    """The `label` of its configuration, else the `recipe`: runs that share it and the environment
+    are repetitions of each other."""
     env: str
     """The environment id."""
     config: Mapping[str, Any]
@@ -120,12 +121,16 @@ def print_table(rows: Sequence[TableRow], console: Console) -> None:
     """Print one table per environment."""
     for env in dict.fromkeys(row.env for row in rows):
         header, *lines = cells([row for row in rows if row.env == env])
-        table = Table(title=env, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            title=env, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
         for index, name in enumerate(header):
             ranges = "95%" in name or "better" in name  # these may wrap in a narrow terminal
-            side = "right" if index else "left"
             table.add_column(
-                name, justify=side, no_wrap=not ranges, min_width=10 if ranges else None
+                name,
+                justify="right" if index else "left",
+                no_wrap=not ranges,
+                min_width=10 if ranges else None,
             )
         for line in lines:
             table.add_row(*line)
@@ -135,7 +140,7 @@ def print_table(rows: Sequence[TableRow], console: Console) -> None:
 def cells(rows: Sequence[TableRow]) -> list[list[str]]:
     """Return the table as text, header first; a column that nobody has is left out."""
     header = ["recipe", "return\n(IQM)", "95%\ninterval", "KL per\nupdate", "KL\nspikes", "ESS"]
-    header += ["seconds", "runs", f"better\nthan {BASELINE}"]
+    header += ["time\n(s)", "runs", f"better\nthan {BASELINE}"]
     table = [header, *(_cells(row) for row in rows)]
     used = [any(line[i] != "–" for line in table[1:]) for i in range(len(header))]
     return [[text for text, keep in zip(line, used, strict=True) if keep] for line in table]
@@ -221,7 +226,7 @@ def _read_run(path: Path) -> Record:
     config = run.config
     return Record(
         path=path,
-        recipe=str(config.get("recipe", "?")),
+        recipe=str(config.get("label", config.get("recipe", "?"))),
         env=str(config.get("env", "?")),
         config=config,
         versions=run.versions,
