@@ -224,6 +224,8 @@ def test_extremes_are_finite_and_not_clipped(name, dtype):
     assert float(found["ratio_spread"]) == float(d[-1])
     assert float(found["ratio_min"]) == 0.0
     assert float(found["ratio_max"]) > 3.4e38  # saturated at the largest float only
+    largest = torch.finfo(torch.float32).max  # of 101 samples 50 saturate: their mean does not
+    assert float(found["kl_k3"]) == pytest.approx(50 / 101 * largest, rel=1e-3)
     assert float(found["ess"]) == pytest.approx(1 / 101)
     assert 0 <= float(found["gate_acceptance"]) <= 1
 

@@ -134,9 +134,13 @@ def test_segments_of_different_rows_do_not_mix():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_fully_masked_batch_is_zero(level):
+def test_a_fully_masked_batch_is_zero_with_zero_gradient(level):
     d, mask, segments = batch()
-    assert not at_level(d * NAN, mask & False, level, segments).any()
+    d = (d * NAN).requires_grad_()
+    found = at_level(d, mask & False, level, segments)
+    found.sum().backward()
+    assert not found.any()
+    assert not d.grad.any()
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -113,7 +113,7 @@ def _segment_ranks(segment_ids: Tensor) -> Tensor:
 
     By sorting: no limit on the ids and no value is read back to the host.
     """
-    ordered, order = segment_ids.sort(dim=1, stable=True)
+    ordered, order = segment_ids.sort(dim=1)
     is_new = torch.zeros_like(ordered)
     is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     return torch.empty_like(order).scatter(1, order, is_new.cumsum(1))
