@@ -1,0 +1,473 @@
+"""Batches of environments for training: Gymnasium's own, or EnvPool's where that is the same task.
+
+Autoreset is NEXT_STEP everywhere (Gymnasium 1.x): the step that ends an episode returns its final
+observation, the next call ignores the action, resets, and is no transition (`Step.valid` False).
+
+What happens in environment i depends only on `seeds[i]` and its actions, not on its neighbours nor
+on its place in the batch, so that several runs can share one batch.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import logging
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from rgpo.control import snapshot
+from rgpo.control.observations import Observation, ObservationEncoder
+from rgpo.errors import RgpoError
+
+Backend = Literal["auto", "gymnasium", "envpool"]
+
+# Tasks of which EnvPool 1.2.5 was found to be the same: spaces, time limits, terminations and, from
+# equal states and actions, rewards and next states (Hopper, HalfCheetah, Walker2d, Swimmer to
+# 1e-12, classic control to float32; Ant and Humanoid to what the solver's warm start leaves). Its
+# Atari is not: no sticky actions, and it presses FIRE after a reset.
+_SAME_IN_ENVPOOL = {
+    "gymnasium.envs.mujoco": "envpool.mujoco.gym",
+    "gymnasium.envs.classic_control": "envpool.classic_control",
+}
+_LIST_COMMAND = '`python -c "import gymnasium; gymnasium.pprint_registry()"`'
+_ATARI_INSTALL = 'Atari needs ale-py and OpenCV: `pip install "rgpo[atari]"`.'
+
+
+class EnvironmentFailed(RgpoError):  # noqa: N818
+    """An environment raised; `index` says which, `__cause__` holds what it raised."""
+
+    def __init__(self, index: int, error: Exception) -> None:
+        super().__init__(
+            f"Environment {index} of the batch raised {type(error).__name__}: {error}; "
+            "repair the environment, then resume the run from its last checkpoint."
+        )
+        self.index = index
+
+
+class NonFiniteEnvironment(RgpoError):  # noqa: N818
+    """An environment gave NaN or infinity; `index` says which, `part` observation or reward."""
+
+    def __init__(self, index: int, part: Literal["observation", "reward"]) -> None:
+        super().__init__(
+            f"Environment {index} of the batch gave a NaN or infinite {part}: "
+            "repair the environment, or bound its actions and observations by a wrapper."
+        )
+        self.index = index
+        self.part = part
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one call of `Environments.step` gave; E environments, fresh arrays."""
+
+    observation: Observation
+    """Encoded; the final observation where an episode has just ended."""
+    reward: np.ndarray
+    """float32 (E,)."""
+    terminated: np.ndarray
+    """bool (E,): the task ended, the value of what follows is 0."""
+    truncated: np.ndarray
+    """bool (E,): a limit ended the episode, the final observation still has a value."""
+    valid: np.ndarray
+    """bool (E,): False where this call only reset (reward 0, action ignored)."""
+
+
+class Environments(ABC):
+    """A batch of environments of one task behind one encoding; see the module for its laws."""
+
+    backend: Literal["gymnasium", "envpool"]
+
+    def __init__(
+        self, env_id: str, seeds: Sequence[int], observation: gym.Space, action: gym.Space
+    ) -> None:
+        self.env_id = env_id
+        self.seeds = list(seeds)
+        self.num_envs = len(self.seeds)
+        self.action_space = action
+        """Of a single environment; `step` takes a batch of its elements."""
+        self._encoder = ObservationEncoder(observation)
+        self.observation_shapes = self._encoder.shapes
+        """Shape of one encoded observation under each key."""
+        self._pending = np.zeros(self.num_envs, bool)  # ended: the next call resets
+
+    @abstractmethod
+    def reset(self) -> Observation:
+        """Start all environments anew from their seeds; called before the first `step`."""
+
+    @abstractmethod
+    def step(self, action: np.ndarray) -> Step:
+        """Apply `action` (E, ...), elements of `action_space`.
+
+        Raises ValueError for another number of actions, NonFiniteEnvironment, EnvironmentFailed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the environments hold; they cannot be used again."""
+
+    @property
+    def state_note(self) -> str:
+        """Why the exact state cannot be saved; empty if it can."""
+        return f"{self.backend} does not tell the state of its environments"
+
+    @property
+    def exact_state(self) -> bool:
+        """Whether `state` and `restore` continue bit for bit."""
+        return not self.state_note
+
+    def state(self) -> dict[str, Any] | None:
+        """Everything that stepping depends on, as strict JSON; None if it cannot be captured.
+
+        Every list in it has one element per environment, so that the parts of several runs can be
+        taken apart and joined. The latest observation is not in it: whoever acts on it keeps it.
+        """
+        return None
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken; needs no `reset` before it.
+
+        Raises RgpoError if the state is of another task or batch.
+        """
+        raise RgpoError(f"The environments cannot be restored: {self.state_note} ({state!r:.40}).")
+
+    def _step(
+        self,
+        observation: Observation,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+    ) -> Step:
+        """Check the numbers, and note which environments reset next."""
+        if not np.isfinite(reward).all():
+            raise NonFiniteEnvironment(_first_bad(reward), "reward")
+        self._check_observation(observation)
+        valid = ~self._pending
+        self._pending = terminated | truncated
+        return Step(observation, reward, terminated, truncated, valid)
+
+    def _check_observation(self, observation: Observation) -> None:
+        vector = observation.get("vector")
+        if vector is not None and not np.isfinite(vector).all():
+            raise NonFiniteEnvironment(_first_bad(vector), "observation")
+
+    def _check_count(self, action: np.ndarray) -> None:
+        if len(action) != self.num_envs:
+            raise ValueError(
+                f"{self.num_envs} environments need as many actions, got {len(action)}"
+            )
+
+
+class GymnasiumEnvironments(Environments):
+    """`gymnasium.make` in a loop: what SyncVectorEnv does, without gathering infos nobody reads."""
+
+    backend = "gymnasium"
+
+    def __init__(self, env_id: str, seeds: Sequence[int], **kwargs: Any) -> None:
+        # One checker is enough to warn the author of a faulty environment.
+        self.envs = [_make(env_id, disable_env_checker=i > 0, **kwargs) for i in range(len(seeds))]
+        first = self.envs[0]
+        super().__init__(env_id, seeds, first.observation_space, first.action_space)
+        self._models = [snapshot.model_digest(env) for env in self.envs]
+
+    def reset(self, seeds: Sequence[int] | None = None) -> Observation:
+        """Start all environments anew from their seeds, or from these."""
+        if seeds is not None:
+            self.seeds = list(seeds)
+        observation = self._encoder.empty(self.num_envs)
+        index = 0
+        try:
+            for index, (env, seed) in enumerate(zip(self.envs, self.seeds, strict=True)):
+                self._encoder.write(env.reset(seed=int(seed))[0], observation, index)
+        except Exception as error:
+            raise EnvironmentFailed(index, error) from error
+        self._pending[:] = False
+        self._check_observation(observation)
+        return observation
+
+    def step(self, action: np.ndarray) -> Step:
+        """See `Environments.step`."""
+        self._check_count(action)
+        observation = self._encoder.empty(self.num_envs)
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated = np.zeros(self.num_envs, bool)
+        truncated = np.zeros(self.num_envs, bool)
+        write = self._encoder.write
+        index = 0
+        try:
+            for index, env in enumerate(self.envs):
+                if self._pending[index]:
+                    single = env.reset()[0]
+                else:
+                    single, reward[index], terminated[index], truncated[index], _ = env.step(
+                        action[index]
+                    )
+                write(single, observation, index)
+        except Exception as error:
+            raise EnvironmentFailed(index, error) from error
+        return self._step(observation, reward, terminated, truncated)
+
+    def render(self) -> np.ndarray:
+        """The first environment as an image (H, W, 3); needs `render_mode="rgb_array"`."""
+        frame: Any = self.envs[0].render()
+        return np.asarray(frame)
+
+    @property
+    def state_note(self) -> str:
+        """Why the exact state cannot be saved; empty if it can."""
+        try:
+            self._capture()
+        except snapshot.Uncapturable as problem:
+            return f"{self.env_id}: {problem}"
+        return ""
+
+    def state(self) -> dict[str, Any] | None:
+        """See `Environments.state`."""
+        try:
+            environments = self._capture()
+        except snapshot.Uncapturable:
+            return None
+        return {
+            "env_id": self.env_id,
+            "environments": environments,
+            "pending": self._pending.tolist(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Environments.restore`."""
+        saved = (state["env_id"], len(state["environments"]))
+        if saved != (self.env_id, self.num_envs):
+            raise RgpoError(
+                f"The saved state is of {saved[1]} x {saved[0]}, not of "
+                f"{self.num_envs} x {self.env_id}: resume with the same task and batch."
+            )
+        for env, one in zip(self.envs, state["environments"], strict=True):
+            snapshot.restore(env, one)
+        self._pending = np.array(state["pending"], bool)
+
+    def close(self) -> None:
+        """See `Environments.close`."""
+        for env in self.envs:
+            env.close()
+
+    def _capture(self) -> list[Any]:
+        if [snapshot.model_digest(env) for env in self.envs] != self._models:
+            raise snapshot.Uncapturable("changes its MuJoCo model")
+        return [snapshot.capture(env) for env in self.envs]
+
+
+class EnvPoolEnvironments(Environments):
+    """EnvPool's C++ environments in sync mode, which gives them back in the order of `seeds`.
+
+    EnvPool does not tell the state of its environments, so a resumed run starts new episodes.
+    An episode that terminates exactly at its time limit counts as truncated.
+    """
+
+    backend = "envpool"
+
+    def __init__(self, env_id: str, seeds: Sequence[int], *, threads: int, **kwargs: Any) -> None:
+        import envpool
+
+        arguments = {"num_envs": len(seeds), "num_threads": threads, **kwargs}
+        arguments["seed"] = [int(seed) for seed in seeds]
+        with _without_precision_warnings():
+            spec = envpool.make_spec(env_id, **arguments)
+            observation, action = spec.observation_space, spec.action_space
+        if not all(
+            isinstance(s, gym.spaces.Box | gym.spaces.Discrete) for s in (observation, action)
+        ):
+            raise RgpoError(f"{env_id} has nested spaces in EnvPool: use backend gymnasium.")
+        super().__init__(env_id, seeds, observation, action)
+        self._is_plain_vector = len(observation.shape) == 1
+        self._make = lambda: envpool.make_gymnasium(env_id, **arguments)
+        self._pool: Any = None
+
+    def reset(self) -> Observation:
+        """See `Environments.reset`."""
+        with _without_precision_warnings():
+            self._pool = self._make()  # EnvPool takes seeds only when it is made
+            observation = self._encode(self._pool.reset()[0])
+        self._pending[:] = False
+        self._check_observation(observation)
+        return observation
+
+    def step(self, action: np.ndarray) -> Step:
+        """See `Environments.step`."""
+        self._check_count(action)
+        batch, reward, terminated, truncated, _ = self._pool.step(action)
+        return self._step(self._encode(batch), reward.astype(np.float32), terminated, truncated)
+
+    def close(self) -> None:
+        """See `Environments.close`."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _encode(self, batch: np.ndarray) -> Observation:
+        if self._is_plain_vector:
+            return {"vector": np.array(batch, np.float32)}
+        observation = self._encoder.empty(self.num_envs)
+        for row, single in enumerate(batch):
+            self._encoder.write(single, observation, row)
+        return observation
+
+
+def make_environments(
+    env_id: str,
+    seeds: Sequence[int],
+    *,
+    backend: Backend = "auto",
+    threads: int = 1,
+    **kwargs: Any,
+) -> Environments:
+    """Make one environment of `env_id` per seed.
+
+    "auto" takes EnvPool if it is installed, has the same task (MuJoCo v5, classic control) and no
+    `kwargs` are given, which the two do not share; otherwise Gymnasium. `threads` is EnvPool's (one
+    is best on few cores). `kwargs` go to `gymnasium.make`, or to `envpool.make`. Atari ids get the
+    usual preprocessing: 84 x 84 grey, frames skipped and stacked by 4.
+
+    Raises RgpoError: unknown id, missing package, unsupported space, a seed that is not in
+    [0, 2^31), or an environment that cannot be made with these arguments.
+    """
+    if not seeds:
+        raise ValueError("a batch of environments needs at least one seed")
+    for seed in seeds:
+        if not 0 <= seed < 2**31:
+            raise RgpoError(f"The environment seed {seed} must be at least 0 and below 2^31.")
+    if backend == "auto":
+        backend = "envpool" if not kwargs and _same_in_envpool(env_id) else "gymnasium"
+    if backend == "gymnasium":
+        return GymnasiumEnvironments(env_id, seeds, **kwargs)
+    _require_in_envpool(env_id)
+    try:
+        return EnvPoolEnvironments(env_id, seeds, threads=threads, **kwargs)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise _unmakeable(env_id, error) from error
+
+
+def _same_in_envpool(env_id: str) -> bool:
+    spec = gym.registry.get(env_id)
+    home = str(spec.entry_point).partition(":")[0] if spec is not None else ""
+    package = next((ours for ours in _SAME_IN_ENVPOOL if home.startswith(ours)), None)
+    if package is None or importlib.util.find_spec("envpool") is None:
+        return False
+    if package.endswith("mujoco") and not env_id.endswith("-v5"):
+        return False
+    import envpool
+
+    entry = envpool.registration.registry.specs.get(env_id)
+    return entry is not None and entry[0] == _SAME_IN_ENVPOOL[package]
+
+
+def _require_in_envpool(env_id: str) -> None:
+    if importlib.util.find_spec("envpool") is None:
+        raise RgpoError(
+            'EnvPool is not installed: `pip install "rgpo[fast]"`, or use backend gymnasium.'
+        )
+    import envpool
+
+    known = envpool.list_all_envs()
+    if env_id not in known:
+        raise RgpoError(
+            f"EnvPool has no environment {env_id!r}{_suggestion(env_id, known)}: "
+            "use backend gymnasium, or list EnvPool's by "
+            '`python -c "import envpool; print(envpool.list_all_envs())"`.'
+        )
+
+
+def _make(env_id: str, **kwargs: Any) -> gym.Env:
+    """`gymnasium.make` with the usual wrappers for Atari; raises RgpoError if it cannot."""
+    spec = _find(env_id)
+    is_atari = str(spec.entry_point).startswith("ale_py")
+    try:
+        if isinstance(spec.entry_point, str):  # MuJoCo is imported before it can warn
+            importlib.import_module(spec.entry_point.partition(":")[0])
+        _divert_mujoco_warnings()
+        if not is_atari:
+            return gym.make(spec, **kwargs)
+        env = gym.make(spec, **{"frameskip": 1, **kwargs})
+        return gym.wrappers.FrameStackObservation(gym.wrappers.AtariPreprocessing(env), 4)
+    except gym.error.DependencyNotInstalled as error:
+        if is_atari:
+            raise RgpoError(_ATARI_INSTALL) from error
+        raise _unmakeable(env_id, error) from error
+    except Exception as error:
+        raise _unmakeable(env_id, error) from error
+
+
+def _find(env_id: str) -> Any:
+    """The registered spec of "Id-v0" or "module:Id-v0"."""
+    module, _, name = env_id.rpartition(":")
+    if name not in gym.registry and importlib.util.find_spec("ale_py"):
+        import ale_py
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for each one made
+        gym.register_envs(ale_py)
+    try:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except ModuleNotFoundError as error:
+        raise RgpoError(
+            f"The module {module!r} of {env_id!r} is not there ({error}): install it, or run from "
+            "the folder that holds it."
+        ) from error
+    except gym.error.NamespaceNotFound as error:
+        if name.startswith("ALE/"):
+            raise RgpoError(_ATARI_INSTALL) from error
+        raise RgpoError(
+            f"No installed package registers {env_id!r}: install the one that does and name the "
+            f'module it is imported by, "module:{name}".'
+        ) from error
+    except gym.error.Error as error:
+        raise RgpoError(
+            f"There is no environment {env_id!r}{_suggestion(name, gym.registry)}; "
+            f"{_LIST_COMMAND} lists those there are."
+        ) from error
+
+
+def _suggestion(env_id: str, known: Any) -> str:
+    close = difflib.get_close_matches(env_id, list(known), n=3, cutoff=0.6)
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def _unmakeable(env_id: str, error: BaseException) -> RgpoError:
+    return RgpoError(
+        f"{env_id} could not be made ({type(error).__name__}: {error}): "
+        "check its arguments and the packages it needs."
+    )
+
+
+@contextmanager
+def _without_precision_warnings() -> Iterator[None]:
+    """EnvPool declares float32 spaces by float64 bounds, at which Gymnasium warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)
+        yield
+
+
+def _divert_mujoco_warnings() -> None:
+    """Log MuJoCo's warnings instead of writing them to MUJOCO_LOG.TXT in the user's folder.
+
+    What its models say of themselves at every load (settotalmass is deprecated) is dropped.
+    """
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is None or mujoco.get_mju_user_warning() is not None:
+        return
+
+    def tell(message: str) -> None:
+        if "is deprecated" not in message:
+            logging.getLogger(__name__).warning("MuJoCo: %s", message)
+
+    mujoco.set_mju_user_warning(tell)
+
+
+def _first_bad(array: np.ndarray) -> int:
+    """Index of the first environment with a value that is not finite."""
+    return int(np.argmax(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
