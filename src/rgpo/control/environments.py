@@ -170,8 +170,8 @@ class GymnasiumEnvironments(Environments):
     backend = "gymnasium"
 
     def __init__(self, env_id: str, seeds: Sequence[int], **kwargs: Any) -> None:
-        # One checker is enough to warn the author of a faulty environment.
-        self.envs = [_make(env_id, disable_env_checker=i > 0, **kwargs) for i in range(len(seeds))]
+        # All alike, wrappers included, so that a saved state fits at any place of any batch.
+        self.envs = [_make(env_id, **kwargs) for _ in seeds]
         first = self.envs[0]
         super().__init__(env_id, seeds, first.observation_space, first.action_space)
         self._models = [snapshot.model_digest(env) for env in self.envs]
