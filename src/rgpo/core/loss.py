@@ -44,9 +44,10 @@ def policy_loss(
     `log_prob` (with gradient), `behavior_log_prob` and `advantage` are (B,) actions or (B, T)
     tokens of one shape; `mask` boolean, True where an element counts. What masked elements hold,
     inf and NaN included, contributes exactly nothing to value, gradient and diagnostics.
-    `reduction` overrides the recipe's (of which single actions have none: their mean); `denominator` is the global count where the batch is split
-    over micro-batches or ranks (`rgpo.core.reduce`). Recipes that need the reference model refuse
-    to run without `reference_log_prob`, those at turn level without `segment_ids`: ValueError.
+    `reduction` overrides the recipe's (single actions: always their mean); `denominator` is the
+    global count where the batch is split over micro-batches or ranks (`rgpo.core.reduce`).
+    Recipes that need the reference model refuse to run without `reference_log_prob`, those at
+    turn level without `segment_ids`: ValueError.
 
     The recipe's KL penalty is the trainer's: exact where the whole distribution is at hand
     (`categorical_kl`, `normal_kl`), else `forward_kl_gradient(result.log_ratio)`.

@@ -1,4 +1,4 @@
-"""RGPO's gates as the paper writes them: the raw sigmoid of the ratio, and that of its logarithm."""
+"""Other readings of RGPO's gate: the raw sigmoid of the ratio, and a sigmoid of its logarithm."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,266 @@
+"""The command line: parses, calls, prints."""
+
+import os
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from rgpo.control import session
+from rgpo.control.config import TrainConfig
+from rgpo.core import recipes
+from rgpo.errors import RgpoError
+from rgpo.runs.directory import Run
+from rgpo.runs.report import write_objectives, write_report
+from rgpo.runs.table import final_table, print_table
+from rgpo.studies import compare as comparison
+from rgpo.studies.curves import objective_curve
+from rgpo.studies.progress import ComparisonProgress, RunProgress
+
+console = Console()
+
+Flat = tyro.conf.OmitArgPrefixes
+
+
+def train(config: Flat[TrainConfig], out: Path | None = None) -> int:
+    """Train one policy with a recipe on a Gymnasium task.
+
+    Args:
+        config: What to train.
+        out: Run directory; default: runs/ENV-RECIPE-seedN.
+    """
+    for sentence in config.warnings():
+        warnings.warn(sentence, stacklevel=1)
+    default = f"{_file_name(config.env)}-{_file_name(config.label)}-seed{config.seed}"
+    directory = out or Path("runs") / default
+    with RunProgress(console, f"{config.label} on {config.env}") as progress:
+        statuses = session.start([config], [directory], progress)
+    return _tell_run(directory, statuses)
+
+
+def compare(
+    base: Flat[TrainConfig],
+    recipes: tuple[str, ...] = ("rgpo", "ppo"),
+    seeds: int = 5,
+    out: Path | None = None,
+    workers: int | None = None,
+) -> int:
+    """Train several recipes with several seeds each, and write the table and the report.
+
+    Args:
+        base: What all runs share; its recipe is not used, its seed is the first one.
+        recipes: Arms; hyper-parameters as in rgpo:sharpness=4,kl_target=0.02.
+        seeds: Runs of each arm.
+        out: Directory of the comparison; default: runs/compare-ENV-TIME.
+        workers: Processes; default: one per core.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    directory = out or Path("runs") / f"compare-{_file_name(base.env)}-{stamp}"
+    for sentence in base.warnings():
+        warnings.warn(sentence, stacklevel=1)
+    planned = comparison.plan(base, recipes, seeds, directory, workers=workers, command=_command())
+    return _run_comparison(planned)
+
+
+def resume(path: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Continue an interrupted run or comparison from its newest whole checkpoint.
+
+    Args:
+        path: The run's or comparison's directory.
+    """
+    if (path / comparison.PLAN).exists():
+        return _run_comparison(comparison.Plan.load(path))
+    with RunProgress(console, f"resuming {path}") as progress:
+        statuses = session.resume([path], progress)
+    return _tell_run(path, statuses)
+
+
+def evaluate(
+    path: Annotated[Path, tyro.conf.Positional],
+    episodes: int = 10,
+    seed: int = 1_000_000,
+    video: Path | None = None,
+) -> int:
+    """Play episodes with deterministic actions from a run's newest checkpoint.
+
+    Args:
+        path: The run directory.
+        episodes: How many.
+        seed: Seed of the first episode.
+        video: Write the first episode to this mp4 file.
+    """
+    results = session.evaluate_run(path, episodes=episodes, seed=seed, video=video)
+    mean = sum(results.returns) / len(results.returns)
+    console.print(
+        f"return {mean:.1f} over {episodes} episodes "
+        f"(lowest {min(results.returns):.1f}, highest {max(results.returns):.1f}), "
+        f"mean length {sum(results.lengths) / len(results.lengths):.0f}"
+    )
+    if video is not None:
+        console.print(f"video: {video}")
+    return 0
+
+
+def report(
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Path("report.html")
+) -> int:
+    """Write one self-contained HTML report of any runs or comparisons, and print their table.
+
+    Args:
+        paths: Run directories, or directories that hold some.
+        out: The file to write.
+    """
+    runs = _runs_below(paths)
+    curves = {}
+    for run in runs:
+        config = session.config_of(Run.open(run))
+        curves[config.label] = objective_curve(config.resolve())
+    print_table(final_table(runs), console)
+    title = "Comparison of " + ", ".join(curves)
+    written = write_report(runs, out, title=title, command=_command(), objective_curves=curves)
+    console.print(f"report: {written.resolve()}")
+    return 0
+
+
+def objectives(
+    action: Annotated[Literal["list", "plot"], tyro.conf.Positional] = "list",
+    names: tuple[str, ...] = (),
+    out: Path = Path("objectives.html"),
+) -> int:
+    """List every recipe with its paper and defaults, or plot value g and weight w.
+
+    Args:
+        action: list or plot.
+        names: Only these recipes.
+        out: The HTML file that plot writes.
+    """
+    try:
+        chosen = [recipes.get(n) for n in names] if names else list(recipes.recipes())
+    except ValueError as error:
+        raise RgpoError(str(error)) from None
+    if action == "plot":
+        written = write_objectives({r.name: objective_curve(r) for r in chosen}, out)
+        console.print(f"curves of {len(chosen)} recipes: {written.resolve()}")
+        return 0
+    table = Table(title="Recipes", title_justify="left", row_styles=("", "dim"))
+    for heading in ("recipe", "paper", "defaults", "sup |w|/|A|", "what it is"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
+    for recipe in chosen:
+        defaults = ", ".join(f"{k} {_short(v)}" for k, v in recipe.hyper_parameters().items())
+        where = "" if recipe.level == "token" else f" ({recipe.level} ratio)"
+        supremum = _short(round(recipe.objective.sup_weight, 4))
+        table.add_row(recipe.name, recipe.paper, defaults, supremum, recipe.summary + where)
+    console.print(table)
+    return 0
+
+
+COMMANDS = {
+    "train": train,
+    "compare": compare,
+    "resume": resume,
+    "eval": evaluate,
+    "report": report,
+    "objectives": objectives,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `rgpo`: exit status 0, 1 for an error, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    torch.set_num_threads(1)  # tiny matrix products: a second thread only spins
+    warnings.showwarning = _show_warning
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="rgpo",
+            description=(
+                "Policy optimisation that controls how far data may be from the policy. "
+                "Add --debug to any command for the traceback of an error."
+            ),
+            args=arguments,
+            config=(tyro.conf.FlagConversionOff,),
+        )
+    except RgpoError as error:
+        if debug:
+            raise
+        Console(stderr=True).print(f"[bold red]rgpo:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(status)
+
+
+def _run_comparison(planned: comparison.Plan) -> int:
+    updates = planned.configs[0].updates
+    labels = [[c.label for c in group] for group in planned.groups]
+    with ComparisonProgress(console, labels, updates, planned.configs[0].batch_size) as progress:
+        statuses = comparison.run(planned, progress)
+    print_table(final_table([planned.path(c) for c in planned.configs]), console)
+    console.print(f"report: {comparison.report(planned).resolve()}")
+    failed = [c for c, s in zip(planned.configs, statuses, strict=True) if s == "failed"]
+    for config in failed:
+        message = Run.open(planned.path(config)).status["message"]
+        console.print(f"[red]failed[/] {config.label} seed {config.seed}: {message}")
+    if "interrupted" in statuses:
+        console.print(f"interrupted: `rgpo resume {planned.directory}` continues it")
+        return 130
+    return 1 if failed else 0
+
+
+def _tell_run(directory: Path, statuses: list[str]) -> int:
+    run = Run.open(directory)
+    result = run.status.get("result") or {}
+    for key, name in (
+        ("final_return", "training return, last 10% of steps"),
+        ("eval_return", "evaluation return, deterministic actions"),
+    ):
+        if result.get(key) is not None:
+            console.print(f"{name}: {result[key]:.1f}")
+    console.print(f"run: {directory}   (`rgpo report {directory}` draws it)")
+    if statuses[0] == "finished":
+        return 0
+    console.print(statuses[0] + ": " + run.status.get("message", ""))
+    return 130 if statuses[0] == "interrupted" else 1
+
+
+def _runs_below(paths: tuple[Path, ...]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(p.parent for p in path.rglob("config.json") if p.parent != path)
+        found += [path] if (path / "config.json").exists() else inside
+    if not found:
+        raise RgpoError("there is no run in these directories: give the output of rgpo train")
+    return found
+
+
+def _command() -> str:
+    return shlex.join(["rgpo", *sys.argv[1:]])
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):
+        Console(stderr=True).print(f"[yellow]rgpo:[/] {message}", highlight=False, soft_wrap=True)
+    elif os.environ.get("PYTHONWARNINGS"):
+        sys.stderr.write(f"{category.__name__}: {message}\n")
+
+
+if __name__ == "__main__":
+    main()

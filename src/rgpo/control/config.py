@@ -1,0 +1,195 @@
+"""Everything one control run depends on."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from rgpo.core import recipes
+from rgpo.core.diagnostics import NO_SPREAD
+from rgpo.core.recipes import Recipe
+from rgpo.errors import RgpoError
+
+PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl")
+"""Fields in which runs that are trained together as one computation may differ."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Defaults are the usual ones of PPO on MuJoCo (8 environments x 256 steps, 10 epochs)."""
+
+    env: str = "Hopper-v5"
+    """Gymnasium id; "module:Name-v0" imports the module first."""
+
+    recipe: str = "rgpo"
+    """Objective by name; `rgpo objectives` lists them."""
+
+    set: tuple[str, ...] = ()
+    """Hyper-parameters of the recipe, such as sharpness=4 kl_target=0.02."""
+
+    seed: int = 0
+    """Seed of initialisation, environments, actions and minibatches."""
+
+    steps: int = 1_000_000
+    """Environment steps in total, rounded up to whole rollouts."""
+
+    num_envs: int = 8
+    """E: environments stepped together."""
+
+    rollout_steps: int = 256
+    """T: steps of every environment between two updates."""
+
+    epochs: int = 10
+    """Passes over a rollout in one update."""
+
+    minibatch_size: int = 64
+    """Samples per optimiser step; must divide num_envs * rollout_steps."""
+
+    learning_rate: float = 3e-4
+    """Adam's learning rate (epsilon 1e-5) at the start."""
+
+    schedule: Literal["linear", "constant"] = "linear"
+    """Learning rate over the run: linear to zero, or constant."""
+
+    gamma: float = 0.99
+    """Discount."""
+
+    lam: float = 0.95
+    """Lambda of generalised advantage estimation."""
+
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus."""
+
+    value_coefficient: float = 0.5
+    """Weight of the value loss, half the mean squared error."""
+
+    value_clip: float | None = None
+    """Clip the value's change by this much, as some PPO codes do. None: off."""
+
+    max_grad_norm: float = 0.5
+    """Joint gradient-norm clip of actor and critic; 0 switches it off."""
+
+    target_kl: float | None = None
+    """Stop an update once a minibatch's KL estimate exceeds 1.5 times this. None: off."""
+
+    normalize_advantages: bool = True
+    """Zero mean and unit variance per minibatch."""
+
+    normalize_observations: bool = True
+    """Running mean and variance, frozen within a rollout, clipped to +-10; vectors only."""
+
+    normalize_rewards: bool = True
+    """Divide rewards by the running deviation of the discounted return, clipped to +-10."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of actor and critic each."""
+
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Non-linearity of the hidden layers."""
+
+    initial_log_std: float = 0.0
+    """Start of the log standard deviation (Box actions)."""
+
+    state_dependent_std: bool = False
+    """Let the network predict the log standard deviation instead of one parameter per action."""
+
+    squash: bool = False
+    """Squash actions through tanh to the bounds instead of clipping them (Box actions)."""
+
+    max_kl: float = 0.01
+    """Radius of the KL ball of natural-gradient recipes (trpo)."""
+
+    backend: Literal["auto", "gymnasium", "envpool"] = "auto"
+    """Who steps the environments; auto takes EnvPool where it is installed and has the task."""
+
+    learner: Literal["auto", "plain", "fast"] = "auto"
+    """plain: autograd, any network. fast: hand-written backward for MLPs. auto: fast if it can."""
+
+    compile: bool = False
+    """Compile the fast learner with torch.compile: pays after a few hundred thousand steps."""
+
+    checkpoint_every: int = 25
+    """Updates between checkpoints; the last one is always saved."""
+
+    keep: int = 3
+    """Checkpoints kept."""
+
+    eval_episodes: int = 10
+    """Episodes with deterministic actions after training; 0 for none."""
+
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num_envs", "rollout_steps", "epochs", "minibatch_size", "keep"):
+            if getattr(self, name) < 1:
+                raise RgpoError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "max_kl", "checkpoint_every"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RgpoError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RgpoError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.batch_size % self.minibatch_size:
+            raise RgpoError(
+                f"minibatch_size {self.minibatch_size} does not divide the "
+                f"{self.batch_size} samples of a rollout (num_envs x rollout_steps): "
+                f"choose a divisor, such as {_divisor(self.batch_size, self.minibatch_size)}"
+            )
+
+    @property
+    def label(self) -> str:
+        """What tells this arm of a comparison from another: the recipe and what was set."""
+        return " ".join((self.recipe, *self.set))
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in one rollout, N = E * T."""
+        return self.num_envs * self.rollout_steps
+
+    @property
+    def updates(self) -> int:
+        """Rollouts, and therefore updates, in the whole run."""
+        return -(-self.steps // self.batch_size)
+
+    def resolve(self) -> Recipe:
+        """The recipe with this run's hyper-parameters; RgpoError for a name that is not there."""
+        try:
+            return recipes.get(self.recipe).configure(**_parse(self.set))
+        except ValueError as error:
+            raise RgpoError(str(error)) from None
+
+    def warnings(self) -> list[str]:
+        """Sentences about combinations that run, but not as their user may think."""
+        found = []
+        if self.epochs == 1 and self.minibatch_size == self.batch_size:
+            found.append(NO_SPREAD)
+        return found
+
+
+def shared_fields(configs: list[TrainConfig]) -> dict[str, Any]:
+    """What runs trained together must agree on; RgpoError naming the first that differs."""
+    shared = {f.name: getattr(configs[0], f.name) for f in fields(TrainConfig)}
+    for name in PER_RUN:
+        shared.pop(name)
+    for config in configs[1:]:
+        for name, expected in shared.items():
+            if getattr(config, name) != expected:
+                raise RgpoError(f"runs trained together must share {name}: start them separately")
+    return shared
+
+
+def _parse(pairs: tuple[str, ...]) -> dict[str, float | str | None]:
+    parsed: dict[str, float | str | None] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not text:
+            raise RgpoError(f"--set takes name=value, got {pair!r}")
+        name = name.replace("-", "_")
+        try:
+            parsed[name] = None if text.lower() == "none" else float(text)
+        except ValueError:
+            parsed[name] = text
+    return parsed
+
+
+def _divisor(total: int, near: int) -> int:
+    return min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - near))

@@ -1,0 +1,420 @@
+"""The same update with a hand-written backward pass, for R runs at once.
+
+All parameters of all runs live in one matrix (R, P); the modules of `networks` are views of it.
+Actor and critic, and the runs, are the batch of batched matrix products; Adam and the gradient
+clip are a few operations on the whole matrix. No graph is recorded. Tested against
+`learner.PlainLearner` for every recipe. MLPs of equal widths on vector observations, diagonal
+normal (free deviation) or one categorical action: `FastLearner.supports` says so.
+"""
+
+import math
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgpo.control.config import TrainConfig
+from rgpo.control.distributions import Categorical, Distribution, Normal, SquashedNormal
+from rgpo.control.learner import Batch, Schedule, load_policy
+from rgpo.control.networks import ActorCritic
+from rgpo.core.advantage import normalize
+from rgpo.core.kl import k3
+from rgpo.core.recipes import Recipe
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-5
+UNROLL = 8
+
+
+class FastLearner:
+    """R actor-critics of one shape; see `learner.Learner` for the meaning of the methods."""
+
+    @staticmethod
+    def supports(
+        observation_shapes: dict[str, tuple[int, ...]],
+        distribution: Distribution,
+        recipes: list[Recipe],
+        config: TrainConfig,
+    ) -> bool:
+        """Whether this learner covers the task; otherwise `PlainLearner` does."""
+        gaussian = isinstance(distribution, Normal) and not config.state_dependent_std
+        categorical = isinstance(distribution, Categorical) and len(distribution.sizes) == 1
+        head = gaussian or categorical
+        steps = all(recipe.step == "gradient" for recipe in recipes)
+        equal_widths = len(set(config.hidden)) == 1
+        return set(observation_shapes) == {"vector"} and head and steps and equal_widths
+
+    def __init__(
+        self,
+        policies: list[ActorCritic],
+        recipes: list[Recipe],
+        distribution: Distribution,
+        configs: list[TrainConfig],
+    ) -> None:
+        self.policies, self.distribution, self.config = policies, distribution, configs[0]
+        self.runs, self.width = len(policies), self.config.hidden[0]
+        self.layers = len(self.config.hidden)
+        self.gaussian = policies[0].gaussian
+        self.objectives = [
+            (objective, len(list(group)))
+            for objective, group in groupby(recipe.objective for recipe in recipes)
+        ]
+        targets = [math.inf if c.target_kl is None else 1.5 * c.target_kl for c in configs]
+        self.kl_limit = torch.tensor(targets).view(-1, 1)
+        self.stops = any(math.isfinite(t) for t in targets)
+        self._adopt(policies)
+        self.first_moment = torch.zeros_like(self.parameters)
+        self.second_moment = torch.zeros_like(self.parameters)
+        self.steps = np.zeros(self.runs, dtype=np.int64)
+        self._minibatches = self._several
+        if self.config.compile:
+            self._minibatches = torch.compile(self._several, dynamic=False)
+
+    # ---- parameters -----------------------------------------------------------------------
+
+    def _adopt(self, policies: list[ActorCritic]) -> None:
+        """Move the modules' parameters into one matrix and make them views of it."""
+        inputs = policies[0].actor[0].in_features
+        outputs = policies[0].actor[-1].out_features
+        h, self.segments = self.width, {}
+        shapes: list[tuple[str, tuple[int, ...]]] = []
+        for layer in range(self.layers):
+            shapes += [(f"w{layer}", (2, h, h if layer else inputs)), (f"b{layer}", (2, 1, h))]
+        shapes += [("actor_w", (outputs, h)), ("actor_b", (1, outputs))]
+        shapes += [("critic_w", (1, h)), ("critic_b", (1, 1))]
+        if self.gaussian:
+            shapes.append(("log_std", (1, outputs)))
+        offset = 0
+        for name, shape in shapes:
+            self.segments[name] = (offset, shape)
+            offset += math.prod(shape)
+        self.parameters = torch.empty(self.runs, offset)
+        for r, policy in enumerate(policies):
+            self._bind(policy, r)
+        view = self._views(self.parameters)
+        self.arrays = {name: tensor.numpy() for name, tensor in view.items()}
+
+    def _bind(self, policy: ActorCritic, run: int) -> None:
+        for name, parameter in policy.named_parameters():
+            home = self._home(name, self.parameters[run])
+            home.copy_(parameter.detach().view_as(home))
+            parameter.data = home.view(parameter.shape)
+
+    def _home(self, name: str, row: Tensor) -> Tensor:
+        """Where the module parameter of that name lives in one run's row."""
+        if name == "log_std":
+            return self._segment("log_std", row)
+        network, index, kind = name.split(".")
+        layer, letter = int(index) // 2, kind[0]
+        if layer == self.layers:
+            return self._segment(f"{network}_{letter}", row)
+        return self._segment(f"{letter}{layer}", row)[0 if network == "actor" else 1]
+
+    def _segment(self, name: str, row: Tensor) -> Tensor:
+        offset, shape = self.segments[name]
+        return row[offset : offset + math.prod(shape)].view(shape)
+
+    def _views(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Every segment of an (R, P) matrix as (R, *shape)."""
+        return {
+            name: matrix[:, offset : offset + math.prod(shape)].unflatten(1, shape)
+            for name, (offset, shape) in self.segments.items()
+        }
+
+    # ---- acting and evaluating ------------------------------------------------------------
+
+    def act(self, observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Actor alone, in NumPy: at a batch of 8 the dispatch of torch costs more than the sums."""
+        weights, hidden = self.arrays, observation["vector"]
+        for layer in range(self.layers):
+            hidden = hidden @ weights[f"w{layer}"][:, 0].swapaxes(1, 2)
+            hidden += weights[f"b{layer}"][:, 0]
+            hidden = self._activate_array(hidden)
+        output = hidden @ weights["actor_w"].swapaxes(1, 2) + weights["actor_b"]
+        if self.gaussian:
+            return output + np.exp(weights["log_std"]) * noise
+        sample = self.distribution.sample(torch.from_numpy(output), torch.from_numpy(noise))
+        return sample.numpy()
+
+    def _activate_array(self, hidden: np.ndarray) -> np.ndarray:
+        if self.config.activation == "tanh":
+            return np.tanh(hidden, out=hidden)
+        return np.maximum(hidden, 0, out=hidden)
+
+    @torch.no_grad()
+    def evaluate(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See `Learner`."""
+        views = self._views(self.parameters)
+        hidden = self._hidden(views, observation["vector"])
+        output, value = self._heads(views, hidden[-1])
+        if self.gaussian:
+            output = torch.cat([output, views["log_std"].expand_as(output)], -1)
+        return output, value
+
+    def _hidden(self, views: dict[str, Tensor], vector: Tensor) -> list[Tensor]:
+        """Input and hidden activations, each (2R, B, width), actor and critic in turn."""
+        runs, batch, size = vector.shape
+        hidden = [vector.unsqueeze(1).expand(runs, 2, batch, size).reshape(2 * runs, batch, size)]
+        for layer in range(self.layers):
+            weight, bias = views[f"w{layer}"].flatten(0, 1), views[f"b{layer}"].flatten(0, 1)
+            linear = torch.baddbmm(bias, hidden[-1], weight.transpose(1, 2))
+            tanh = self.config.activation == "tanh"
+            hidden.append(torch.tanh(linear) if tanh else torch.relu(linear))
+        return hidden
+
+    def _heads(self, views: dict[str, Tensor], top: Tensor) -> tuple[Tensor, Tensor]:
+        """Actor outputs (R, B, K) and values (R, B)."""
+        actor, critic = self._split(top)
+        output = torch.baddbmm(views["actor_b"], actor, views["actor_w"].transpose(1, 2))
+        value = torch.baddbmm(views["critic_b"], critic, views["critic_w"].transpose(1, 2))
+        return output, value.squeeze(-1)
+
+    def _split(self, top: Tensor) -> tuple[Tensor, Tensor]:
+        pair = top.unflatten(0, (self.runs, 2))
+        return pair[:, 0], pair[:, 1]
+
+    # ---- learning -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update(self, batch: Batch, order: np.ndarray, schedule: Schedule) -> dict[str, np.ndarray]:
+        """See `Learner`."""
+        if isinstance(self.distribution, SquashedNormal):  # the same under both policies
+            gaussian = Normal.log_prob(self.distribution, batch.parameters, batch.action)
+            batch = replace(batch, log_prob=gaussian)
+        epochs, size = order.shape[1], self.config.minibatch_size
+        count = order.shape[2] // size
+        adam = self._adam_scales(schedule.learning_rate, epochs * count)
+        kl_coefficient = torch.from_numpy(schedule.kl_coefficient.astype(np.float32)).view(-1, 1)
+        if not kl_coefficient.any():
+            kl_coefficient = None
+        active = torch.ones(self.runs, 1, dtype=torch.bool)
+        norms = []
+        offset = torch.arange(self.runs).view(-1, 1) * order.shape[2]
+        for epoch in range(epochs):
+            index = (torch.from_numpy(order[:, epoch]) + offset).flatten()
+            data = self._shuffle(batch, index, count)
+            for first in range(0, count, UNROLL):
+                chunk = {k: v[:, first : first + UNROLL] for k, v in data.items()}
+                position = epoch * count + first
+                scales = adam[:, :, position : position + UNROLL]
+                norm, active = self._minibatches(chunk, scales, kl_coefficient, active)
+                norms.append(norm)
+        return self._result(torch.stack(norms))
+
+    def _shuffle(self, batch: Batch, index: Tensor, count: int) -> dict[str, Tensor]:
+        """The epoch's minibatches, (R, M, B, ...): advantages normalised, the mask as a share."""
+
+        def pick(tensor: Tensor) -> Tensor:
+            rows = tensor.flatten(0, 1).index_select(0, index)
+            return rows.unflatten(0, (self.runs, count, -1))
+
+        mask = pick(batch.mask)
+        advantage = pick(batch.advantage)
+        if self.config.normalize_advantages:
+            advantage = normalize(advantage, mask, dim=-1)
+        return {
+            "vector": pick(batch.observation["vector"]),
+            "action": pick(batch.action),
+            "parameters": pick(batch.parameters),
+            "log_prob": pick(batch.log_prob),
+            "advantage": torch.where(mask, advantage, 0),
+            "returns": pick(batch.returns),
+            "value": pick(batch.value),
+            "share": mask / torch.clamp(mask.sum(-1, keepdim=True), min=1),
+        }
+
+    def _adam_scales(self, learning_rate: np.ndarray, steps: int) -> Tensor:
+        """(2, R, steps, 1): step size lr/(1 - beta1^t) and 1/sqrt(1 - beta2^t), in float64."""
+        t = self.steps[:, None] + np.arange(1, steps + 1)
+        size = learning_rate[:, None] / (1 - BETA1**t)
+        root = 1 / np.sqrt(1 - BETA2**t)
+        return torch.from_numpy(np.stack([size, root]).astype(np.float32)).unsqueeze(-1)
+
+    def _several(
+        self,
+        chunk: dict[str, Tensor],
+        scales: Tensor,
+        kl_coefficient: Tensor | None,
+        active: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """UNROLL steps: sum of gradient norms and number of steps (R, 2); runs still active."""
+        total = torch.zeros(self.runs, 1)
+        count = torch.zeros(self.runs, 1)
+        for i in range(chunk["vector"].shape[1]):
+            minibatch = {k: v[:, i] for k, v in chunk.items()}
+            gradient, kl = self._gradient(minibatch, kl_coefficient)
+            if self.stops:
+                active = active & (kl <= self.kl_limit)
+            norm = self._adam(gradient, scales[0, :, i], scales[1, :, i], active)
+            total += torch.where(active, norm, 0)
+            count += active
+        return torch.cat([total, count], 1), active
+
+    def _gradient(
+        self, minibatch: dict[str, Tensor], kl_coefficient: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradient (R, P) of the loss, and the k3 estimate (R, 1) where a run may stop on it."""
+        views, share = self._views(self.parameters), minibatch["share"]
+        hidden = self._hidden(views, minibatch["vector"])
+        output, value = self._heads(views, hidden[-1])
+        head = _gaussian_head if self.gaussian else _categorical_head
+        log_prob, backward = head(output, views.get("log_std"), minibatch["action"])
+        log_ratio = log_prob - minibatch["log_prob"]
+        force = self._weight(log_ratio, minibatch["advantage"]) * share
+        old = None if kl_coefficient is None else minibatch["parameters"]
+        kl_share = None if kl_coefficient is None else kl_coefficient * share
+        bonus = self.config.entropy_coefficient
+        d_output, d_log_std = backward(-force, old, kl_share, bonus * share if bonus else None)
+        d_value = self._value_gradient(value, minibatch) * share * self.config.value_coefficient
+        gradient = self._backward(views, hidden, d_output, d_value.unsqueeze(-1), d_log_std)
+        kl = (k3(log_ratio) * share).sum(-1, keepdim=True) if self.stops else None
+        return gradient, kl
+
+    def _weight(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Each run's own objective; neighbours with equal ones are computed together."""
+        if len(self.objectives) == 1:
+            return self.objectives[0][0].weight(log_ratio, advantage)
+        sizes = [count for _, count in self.objectives]
+        parts = zip(self.objectives, log_ratio.split(sizes), advantage.split(sizes), strict=True)
+        return torch.cat([objective.weight(d, a) for (objective, _), d, a in parts])
+
+    def _value_gradient(self, value: Tensor, minibatch: dict[str, Tensor]) -> Tensor:
+        error = value - minibatch["returns"]
+        clip = self.config.value_clip
+        if clip is None:
+            return error
+        change = value - minibatch["value"]
+        clipped = minibatch["value"] + torch.clamp(change, -clip, clip) - minibatch["returns"]
+        inside = torch.where(change.abs() <= clip, clipped, 0)
+        return torch.where(error**2 >= clipped**2, error, inside)
+
+    def _backward(
+        self,
+        views: dict[str, Tensor],
+        hidden: list[Tensor],
+        d_output: Tensor,
+        d_value: Tensor,
+        d_log_std: Tensor | None,
+    ) -> Tensor:
+        """Chain rule from the heads down, in the order of the segments reversed."""
+        actor, critic = self._split(hidden[-1])
+        parts = [] if d_log_std is None else [d_log_std]
+        parts += [d_value.sum(1), torch.bmm(d_value.transpose(1, 2), critic)]
+        parts += [d_output.sum(1), torch.bmm(d_output.transpose(1, 2), actor)]
+        d_actor = torch.bmm(d_output, views["actor_w"])
+        d_critic = torch.bmm(d_value, views["critic_w"])
+        upstream = torch.stack([d_actor, d_critic], 1).flatten(0, 1)
+        for layer in reversed(range(self.layers)):
+            if self.config.activation == "tanh":
+                upstream = torch.ops.aten.tanh_backward(upstream, hidden[layer + 1])
+            else:
+                upstream = torch.where(hidden[layer + 1] > 0, upstream, 0)
+            parts += [upstream.sum(1), torch.bmm(upstream.transpose(1, 2), hidden[layer])]
+            if layer:
+                upstream = torch.bmm(upstream, views[f"w{layer}"].flatten(0, 1))
+        return torch.cat([part.reshape(self.runs, -1) for part in reversed(parts)], 1)
+
+    def _adam(self, gradient: Tensor, size: Tensor, root: Tensor, active: Tensor) -> Tensor:
+        """Clip each run's gradient and take its Adam step in place; the norms before clipping."""
+        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        if self.config.max_grad_norm:
+            gradient = gradient * torch.clamp(self.config.max_grad_norm / (norm + 1e-6), max=1)
+        if not self.stops:
+            self.first_moment.lerp_(gradient, 1 - BETA1)
+            self.second_moment.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            deviation = self.second_moment.sqrt().mul_(root).add_(EPSILON)
+            self.parameters.sub_((self.first_moment * size).div_(deviation))
+            return norm
+        first = self.first_moment.lerp(gradient, 1 - BETA1)
+        second = (self.second_moment * BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        step = first * size / (second.sqrt() * root + EPSILON)
+        self.first_moment.copy_(torch.where(active, first, self.first_moment))
+        self.second_moment.copy_(torch.where(active, second, self.second_moment))
+        self.parameters.sub_(torch.where(active, step, 0))
+        return norm
+
+    def _result(self, norms: Tensor) -> dict[str, np.ndarray]:
+        total, count = norms.sum(0).unbind(1)
+        taken = count.numpy().astype(np.int64)
+        self.steps += taken
+        mean = (total / torch.clamp(count, min=1)).numpy()
+        return {"gradient_norm": mean, "optimizer_steps": taken.astype(np.float64)}
+
+    # ---- checkpoints ----------------------------------------------------------------------
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """The same names as `PlainLearner.state`, so that either learner can go on."""
+        tensors = {f"policy.{k}": v.detach() for k, v in self.policies[run].state_dict().items()}
+        moments = {"exp_avg": self.first_moment, "exp_avg_sq": self.second_moment}
+        for name, parameter in self.policies[run].named_parameters():
+            tensors[f"adam.step.{name}"] = torch.tensor(float(self.steps[run]))
+            for key, matrix in moments.items():
+                tensors[f"adam.{key}.{name}"] = self._home(name, matrix[run]).view(parameter.shape)
+        return tensors
+
+    def restore(self, run: int, state: dict[str, Tensor]) -> None:
+        """Take over what either learner's `state` returned."""
+        load_policy(self.policies[run], state)
+        moments = {"exp_avg": self.first_moment, "exp_avg_sq": self.second_moment}
+        for name, _ in self.policies[run].named_parameters():
+            if f"adam.step.{name}" not in state:
+                continue
+            self.steps[run] = int(state[f"adam.step.{name}"])
+            for key, matrix in moments.items():
+                home = self._home(name, matrix[run])
+                home.copy_(state[f"adam.{key}.{name}"].view_as(home))
+
+
+def _gaussian_head(mean: Tensor, log_std: Tensor, action: Tensor):  # noqa: ANN202
+    """Log pi (R, B) of a diagonal normal, and its gradient as a function of the forces on it.
+
+    Without the log-determinant of a squashed normal, which drops out of the ratio.
+    """
+    inverse = torch.exp(-log_std)
+    z = (action - mean) * inverse
+    square = z * z
+    constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * log_std.shape[-1]
+    log_prob = -torch.add(constant, square.sum(-1), alpha=0.5)
+
+    def backward(
+        force: Tensor, old: Tensor | None, kl_share: Tensor | None, bonus: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return d loss / d mean (R, B, A) and d loss / d log_std (R, A)."""
+        force = force.unsqueeze(-1)
+        d_mean = z * inverse * force
+        d_log_std = ((square - 1) * force).sum(1)
+        if old is not None and kl_share is not None:
+            old_mean, old_log_std = old.chunk(2, -1)
+            shift = (mean - old_mean) * inverse
+            kl = kl_share.unsqueeze(-1)
+            d_mean = d_mean + shift * inverse * kl
+            spread = torch.exp(2 * (old_log_std - log_std))
+            d_log_std = d_log_std + ((1 - spread - shift * shift) * kl).sum(1)
+        if bonus is not None:
+            d_log_std = d_log_std - bonus.sum(1, keepdim=True)
+        return d_mean, d_log_std
+
+    return log_prob, backward
+
+
+def _categorical_head(logits: Tensor, _: None, action: Tensor):  # noqa: ANN202
+    """Log pi (R, B) of one categorical action, and its gradient as a function of the forces."""
+    log_probs = torch.log_softmax(logits, -1)
+    log_prob = log_probs.gather(-1, action).squeeze(-1)
+
+    def backward(
+        force: Tensor, old: Tensor | None, kl_share: Tensor | None, bonus: Tensor | None
+    ) -> tuple[Tensor, None]:
+        """Return d loss / d logits (R, B, n)."""
+        probs = torch.exp(log_probs)
+        force = force.unsqueeze(-1)
+        d_logits = (-probs * force).scatter_add(-1, action, force)
+        if old is not None and kl_share is not None:
+            d_logits = d_logits + (probs - torch.softmax(old, -1)) * kl_share.unsqueeze(-1)
+        if bonus is not None:
+            entropy = -(probs * log_probs).sum(-1, keepdim=True)
+            d_logits = d_logits + probs * (log_probs + entropy) * bonus.unsqueeze(-1)
+        return d_logits, None
+
+    return log_prob, backward

@@ -1,0 +1,229 @@
+"""One update as a formula: autograd, torch.optim.Adam, any network. The reference of the fast path.
+
+The reader's version of the algorithm; `rgpo.control.fast` computes the same numbers with a
+hand-written backward pass and is tested against this file for every recipe.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgpo.control.config import TrainConfig
+from rgpo.control.distributions import Distribution
+from rgpo.control.networks import ActorCritic
+from rgpo.control.trpo import natural_gradient_step
+from rgpo.core.advantage import normalize
+from rgpo.core.kl import k3
+from rgpo.core.recipes import Recipe
+from rgpo.core.reduce import token_mean
+
+
+@dataclass
+class Batch:
+    """One rollout of R runs, N = T * E samples each, ready to learn from."""
+
+    observation: dict[str, Tensor]
+    """Normalised; (R, N, O) float32 "vector", (R, N, C, H, W) uint8 "image"."""
+
+    action: Tensor
+    """(R, N, A), as the distribution stores it."""
+
+    parameters: Tensor
+    """(R, N, P): the behaviour policy's distribution parameters, for the exact KL."""
+
+    log_prob: Tensor
+    """(R, N): log-probability under the behaviour policy."""
+
+    advantage: Tensor
+    """(R, N)."""
+
+    returns: Tensor
+    """(R, N): targets of the critic."""
+
+    value: Tensor
+    """(R, N): the critic's values at the start of the update."""
+
+    mask: Tensor
+    """(R, N) bool: False for the dummy step of an autoreset; contributes exactly nothing."""
+
+    def run(self, r: int) -> "Batch":
+        """Run r alone, without the leading axis."""
+        tensors = {k: v[r] for k, v in vars(self).items() if k != "observation"}
+        return Batch({k: v[r] for k, v in self.observation.items()}, **tensors)
+
+    def __getitem__(self, index: Tensor) -> "Batch":
+        """Samples by index, of a single run."""
+        tensors = {k: v[index] for k, v in vars(self).items() if k != "observation"}
+        return Batch({k: v[index] for k, v in self.observation.items()}, **tensors)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What changes from update to update, per run: (R,) float64 arrays."""
+
+    learning_rate: np.ndarray
+    kl_coefficient: np.ndarray
+
+
+class Learner(Protocol):
+    """R policies and their optimisers."""
+
+    policies: list[ActorCritic]
+
+    def act(self, observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Actions (R, E, A) for (R, E, ...) normalised observations and (R, E, K) noise."""
+
+    def evaluate(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Distribution parameters (R, N, P) and values (R, N), without a graph."""
+
+    def update(self, batch: Batch, order: np.ndarray, schedule: Schedule) -> dict[str, np.ndarray]:
+        """All epochs over one rollout; `order` (R, epochs, N) permutes the samples.
+
+        Returns (R,) arrays: `gradient_norm` (mean before clipping; NaN if any step's was not
+        finite) and `optimizer_steps`.
+        """
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """Parameters and optimiser state of one run, for a checkpoint."""
+
+    def restore(self, run: int, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+
+
+class PlainLearner:
+    """The reference learner: one autograd loop per run."""
+
+    def __init__(
+        self,
+        policies: list[ActorCritic],
+        recipes: list[Recipe],
+        distribution: Distribution,
+        configs: list[TrainConfig],
+    ) -> None:
+        self.policies, self.recipes = policies, recipes
+        self.distribution, self.configs = distribution, configs
+        self.optimizers = [torch.optim.Adam(p.parameters(), eps=1e-5) for p in policies]
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """See `Learner`."""
+        actions = []
+        for r, policy in enumerate(self.policies):
+            inputs = {k: torch.from_numpy(v[r]) for k, v in observation.items()}
+            sample = self.distribution.sample(policy.policy(inputs), torch.from_numpy(noise[r]))
+            actions.append(sample.numpy())
+        return np.stack(actions)
+
+    @torch.no_grad()
+    def evaluate(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See `Learner`; in slices of 1024 samples, which bounds the memory of a CNN."""
+        parameters, values = [], []
+        for r, policy in enumerate(self.policies):
+            slices = zip(*(v[r].split(1024) for v in observation.values()), strict=True)
+            parts = [policy(dict(zip(observation, s, strict=True))) for s in slices]
+            parameters.append(torch.cat([p for p, _ in parts]))
+            values.append(torch.cat([v for _, v in parts]))
+        return torch.stack(parameters), torch.stack(values)
+
+    def update(self, batch: Batch, order: np.ndarray, schedule: Schedule) -> dict[str, np.ndarray]:
+        """See `Learner`."""
+        results = []
+        for r in range(len(self.policies)):
+            for group in self.optimizers[r].param_groups:
+                group["lr"] = float(schedule.learning_rate[r])
+            results.append(
+                self._update_run(r, batch.run(r), order[r], float(schedule.kl_coefficient[r]))
+            )
+        return {k: np.array([result[k] for result in results]) for k in results[0]}
+
+    def _update_run(
+        self, r: int, batch: Batch, order: np.ndarray, kl_coefficient: float
+    ) -> dict[str, float]:
+        config, policy = self.configs[r], self.policies[r]
+        natural = self.recipes[r].step == "natural-gradient"
+        if natural:
+            natural_gradient_step(policy, self.distribution, batch, config)
+        norms = []
+        for epoch in torch.from_numpy(order):
+            for index in epoch.split(config.minibatch_size):
+                sample = batch[index]
+                parameters, value = policy(sample.observation)
+                loss = config.value_coefficient * value_loss(value, sample, config.value_clip)
+                if not natural:
+                    policy_loss, kl = self._policy_loss(r, parameters, sample, kl_coefficient)
+                    if config.target_kl is not None and kl > 1.5 * config.target_kl:
+                        return _summary(norms)
+                    loss = loss + policy_loss
+                norms.append(self._step(r, loss, config.max_grad_norm))
+        return _summary(norms)
+
+    def _policy_loss(
+        self, r: int, parameters: Tensor, sample: Batch, kl_coefficient: float
+    ) -> tuple[Tensor, float]:
+        """Surrogate, KL penalty and entropy bonus of one minibatch; and its k3 estimate."""
+        config, mask = self.configs[r], sample.mask
+        log_prob = self.distribution.log_prob(parameters, sample.action)
+        log_ratio = log_prob - sample.log_prob
+        advantage = sample.advantage
+        if config.normalize_advantages:
+            advantage = normalize(advantage, mask)
+        surrogate = self.recipes[r].objective.surrogate(log_ratio, advantage)
+        loss = -token_mean(surrogate, mask)
+        if kl_coefficient:
+            kl = self.distribution.kl(sample.parameters, parameters)
+            loss = loss + kl_coefficient * token_mean(kl, mask)
+        if config.entropy_coefficient:
+            entropy = self.distribution.entropy(parameters)
+            loss = loss - config.entropy_coefficient * token_mean(entropy, mask)
+        return loss, float(token_mean(k3(log_ratio.detach()), mask))
+
+    def _step(self, r: int, loss: Tensor, max_grad_norm: float) -> float:
+        self.optimizers[r].zero_grad()
+        loss.backward()
+        limit = max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.policies[r].parameters(), limit)
+        self.optimizers[r].step()
+        return float(norm)
+
+    def state(self, run: int) -> dict[str, Tensor]:
+        """See `Learner`."""
+        policy, optimizer = self.policies[run], self.optimizers[run]
+        tensors = {f"policy.{k}": v.detach() for k, v in policy.state_dict().items()}
+        for name, parameter in policy.named_parameters():
+            for key, tensor in optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{key}.{name}"] = tensor
+        return tensors
+
+    def restore(self, run: int, state: dict[str, Tensor]) -> None:
+        """See `Learner`."""
+        policy, optimizer = self.policies[run], self.optimizers[run]
+        load_policy(policy, state)
+        for name, parameter in policy.named_parameters():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"adam.{key}.{name}" in state:
+                    optimizer.state[parameter][key] = state[f"adam.{key}.{name}"].clone()
+
+
+def value_loss(value: Tensor, sample: Batch, clip: float | None) -> Tensor:
+    """Half the mean squared error to the returns; optionally PPO2's clipped maximum."""
+    error = (value - sample.returns) ** 2
+    if clip is not None:
+        near = sample.value + torch.clamp(value - sample.value, -clip, clip)
+        error = torch.maximum(error, (near - sample.returns) ** 2)
+    return 0.5 * token_mean(error, sample.mask)
+
+
+def load_policy(policy: ActorCritic, state: dict[str, Tensor]) -> None:
+    """Copy the "policy." tensors of a checkpoint into a policy, in place."""
+    prefix = "policy."
+    policy.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
+
+
+def _summary(norms: list[float]) -> dict[str, float]:
+    mean = float(np.mean(norms)) if norms else 0.0
+    return {"gradient_norm": mean, "optimizer_steps": float(len(norms))}

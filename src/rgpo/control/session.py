@@ -1,0 +1,237 @@
+"""Runs on disk: train, checkpoint, stop cleanly, resume, evaluate."""
+
+import dataclasses
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rgpo.control.config import TrainConfig
+from rgpo.control.distributions import distribution_for
+from rgpo.control.environments import make_environments
+from rgpo.control.evaluate import EpisodeResults, evaluate
+from rgpo.control.learner import load_policy
+from rgpo.control.networks import ActorCritic
+from rgpo.control.normalize import ObservationNormalizer
+from rgpo.control.train import Rows, Trainer
+from rgpo.errors import RgpoError
+from rgpo.runs import checkpoint
+from rgpo.runs.directory import Run
+from rgpo.runs.table import final_return
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+Progress = Callable[[int, int, Rows], None]
+"""Called after every update with the updates done, those in total, and each run's row."""
+
+
+def start(
+    configs: Sequence[TrainConfig], directories: Sequence[Path], progress: Progress | None = None
+) -> list[str]:
+    """Train new runs together; returns each one's final status.
+
+    Everything that can be refused is refused before a directory is made. Raises RgpoError when an
+    environment fails; the runs are then marked as failed and keep their last checkpoint.
+    """
+    trainer = Trainer(configs)
+    runs = []
+    for config, directory in zip(configs, directories, strict=True):
+        document = dataclasses.asdict(config) | {
+            "label": config.label,
+            "hyper_parameters": config.resolve().hyper_parameters(),
+            "backend_used": trainer.environments.backend,
+            "learner_used": type(trainer.learner).__name__,
+        }
+        runs.append(Run.create(directory, document, trackers=config.track))
+    return _Session(trainer, runs, progress).train()
+
+
+def resume(directories: Sequence[Path], progress: Progress | None = None) -> list[str]:
+    """Continue runs from the newest update that all of them have a whole checkpoint of.
+
+    Exactly as if uninterrupted where the environments' state is part of the checkpoint
+    (Gymnasium backend); EnvPool's is not, there new episodes begin.
+    """
+    runs = [Run.open(directory) for directory in directories]
+    configs = [config_of(run) for run in runs]
+    saved, skipped = _common_checkpoints(runs)
+    updates = saved[0].update
+    if updates >= configs[0].updates:
+        raise RgpoError(f"{directories[0]} has all its {updates} updates: nothing to resume")
+    trainer = Trainer(configs, generation=updates)
+    trainer.restore(saved)
+    for run in runs:
+        run.truncate_after(updates)
+    for sentence in skipped:
+        warnings.warn(sentence, stacklevel=2)
+    return _Session(trainer, runs, progress).train()
+
+
+class _Session:
+    """The life of some runs from one start to the next stop."""
+
+    def __init__(self, trainer: Trainer, runs: list[Run], progress: Progress | None) -> None:
+        self.trainer, self.runs, self.progress = trainer, runs, progress
+        self.saved = [trainer.updates_done] * len(runs)
+        self.status = ["unfinished"] * len(runs)
+
+    def train(self) -> list[str]:
+        config = self.trainer.config
+        try:
+            with _interruptible() as stop:
+                while self.trainer.updates_done < config.updates and not stop.requested:
+                    self._update()
+                    if not self._alive():
+                        break
+            self._save()
+            if stop.requested and self.trainer.updates_done < config.updates:
+                self._finish("interrupted", "stopped by Ctrl-C: `rgpo resume` continues it")
+            else:
+                self._finish("finished", evaluate_too=True)
+        except RgpoError as error:
+            self._fail(error)
+        finally:
+            self.trainer.environments.close()
+            for run in self.runs:
+                run.close()
+        return self.status
+
+    def _alive(self) -> list[int]:
+        return [r for r in range(len(self.runs)) if r not in self.trainer.failed]
+
+    def _update(self) -> None:
+        rows = self.trainer.step()
+        for r in range(len(self.runs)):
+            if r in self.trainer.failed:
+                if self.status[r] == "unfinished":
+                    self._mark_failed(r, self.trainer.failed[r])
+            else:
+                self.runs[r].log(rows[r])
+        if self.trainer.updates_done % self.trainer.config.checkpoint_every == 0:
+            self._save()
+        if self.progress is not None:
+            self.progress(self.trainer.updates_done, self.trainer.config.updates, rows)
+
+    def _save(self) -> None:
+        for r in self._alive():
+            if self.saved[r] < self.trainer.updates_done:
+                tensors, state = self.trainer.state(r)
+                keep = self.trainer.configs[r].keep
+                checkpoint.save(
+                    self.runs[r].checkpoints, self.trainer.updates_done, tensors, state, keep
+                )
+                self.saved[r] = self.trainer.updates_done
+
+    def _finish(self, status: str, message: str = "", *, evaluate_too: bool = False) -> None:
+        for r in self._alive():
+            run, config = self.runs[r], self.trainer.configs[r]
+            result: dict[str, Any] = {"final_return": final_return(run.metrics())}
+            if evaluate_too and config.eval_episodes:
+                results = evaluate_run(run.path, episodes=config.eval_episodes)
+                result["eval_return"] = float(np.mean(results.returns))
+                result["eval_returns"] = [float(x) for x in results.returns]
+            run.finish(status, message, result)
+            self.status[r] = status
+
+    def _mark_failed(self, r: int, reason: str) -> None:
+        where = "no checkpoint was saved yet"
+        if self.saved[r]:
+            where = f"its last checkpoint is that of update {self.saved[r]}"
+        self.status[r] = f"failed: {reason}; {where}"
+        self.runs[r].finish("failed", f"{reason}; {where}")
+
+    def _fail(self, error: RgpoError) -> None:
+        step = self.trainer.steps_done
+        sentence = f"{str(error).rstrip('.')} (after step {step})"
+        for r in self._alive():
+            self._mark_failed(r, sentence)
+        raise RgpoError(self.status[self._alive()[0]].removeprefix("failed: ")) from error
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Stop]:
+    """The first Ctrl-C asks for a stop after the running update, the second stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(*_: object) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    previous = {number: signal.signal(number, request) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def config_of(run: Run) -> TrainConfig:
+    """The configuration a run was started with."""
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    found = {k: v for k, v in run.config.items() if k in known}
+    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+
+
+def _common_checkpoints(
+    runs: Sequence[Run],
+) -> tuple[list[checkpoint.Checkpoint], list[str]]:
+    """The newest whole checkpoint of every run, all of one update; and what was skipped."""
+    newest = [checkpoint.newest(run.checkpoints)[0].update for run in runs]
+    found, skipped = [], []
+    for run in runs:
+        one, sentences = checkpoint.newest(run.checkpoints, at_most=min(newest))
+        found.append(one)
+        skipped += sentences
+    if len({one.update for one in found}) > 1:
+        raise RgpoError("these runs have no checkpoint of the same update: resume them one by one")
+    return found, skipped
+
+
+@torch.no_grad()
+def evaluate_run(
+    directory: Path, *, episodes: int = 10, seed: int = 1_000_000, video: Path | None = None
+) -> EpisodeResults:
+    """Episodes with deterministic actions from a run's newest whole checkpoint.
+
+    The seed differs from any training seed's environments. `video` writes the first episode as
+    mp4. Raises RgpoError if the run has no checkpoint, or for a video that cannot be made.
+    """
+    run = Run.open(directory)
+    config = config_of(run)
+    saved, _ = checkpoint.newest(run.checkpoints)
+    environments = make_environments(config.env, [0], backend="gymnasium")
+    shapes, space = environments.observation_shapes, environments.action_space
+    environments.close()
+    distribution = distribution_for(space, squash=config.squash)
+    policy = ActorCritic(shapes, distribution, config, config.seed)
+    load_policy(policy, saved.tensors)
+    size = shapes.get("vector", (0,))[0]
+    enabled = config.normalize_observations and "vector" in shapes
+    normalizer = ObservationNormalizer(1, size, enabled=enabled)
+    if enabled:
+        moments = {k: saved.tensors[f"obs.{k}"].numpy() for k in ("mean", "variance", "count")}
+        normalizer.moments.restore(0, moments)
+        normalizer.refresh()
+
+    def act(observation: dict[str, np.ndarray]) -> np.ndarray:
+        seen = dict(observation)
+        if "vector" in seen:
+            seen["vector"] = normalizer(seen["vector"][None])[0]
+        inputs = {k: torch.from_numpy(v) for k, v in seen.items()}
+        return distribution.to_env(distribution.mode(policy.policy(inputs)).numpy())
+
+    return evaluate(act, config.env, episodes=episodes, seed=seed, video=video)

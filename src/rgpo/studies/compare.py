@@ -1,0 +1,232 @@
+"""Recipes side by side on one task, several seeds each: trained together, then reported."""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rgpo.control import session
+from rgpo.control.config import TrainConfig
+from rgpo.control.train import Rows, Trainer
+from rgpo.errors import RgpoError
+from rgpo.runs.atomic import json_bytes, write_atomic
+from rgpo.runs.directory import Run
+from rgpo.runs.report import write_report
+from rgpo.studies.curves import objective_curve
+
+PLAN = "comparison.json"
+
+Watch = Callable[[int, int, int, Rows], None]
+"""Called with the index of a group, its updates done, those in total, and each run's row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which runs there are, and which are trained together in one process."""
+
+    directory: Path
+    """Where the runs, the plan and the report go."""
+
+    groups: tuple[tuple[TrainConfig, ...], ...]
+    """One process each."""
+
+    command: str
+    """The command line, for the report."""
+
+    @property
+    def configs(self) -> list[TrainConfig]:
+        """Every run, in the order of the arms."""
+        return [config for group in self.groups for config in group]
+
+    def path(self, config: TrainConfig) -> Path:
+        """The directory of one run."""
+        name = "-".join(part.replace("=", "") for part in config.label.split())
+        return self.directory / f"{name}-seed{config.seed}"
+
+    def save(self) -> None:
+        """Write the plan, so that `resume` finds it."""
+        groups = [[dataclasses.asdict(c) for c in group] for group in self.groups]
+        document = {"command": self.command, "groups": groups}
+        write_atomic(self.directory / PLAN, json_bytes(document))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Plan":
+        """Read a plan; RgpoError if there is none or it is damaged."""
+        try:
+            document = json.loads((directory / PLAN).read_text())
+            groups = tuple(
+                tuple(
+                    TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()})
+                    for c in group
+                )
+                for group in document["groups"]
+            )
+            return cls(directory, groups, document["command"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RgpoError(f"{directory} holds no readable comparison ({error})") from None
+
+
+def plan(
+    base: TrainConfig,
+    arms: Sequence[str],
+    seeds: int,
+    directory: Path,
+    *,
+    workers: int | None = None,
+    command: str = "",
+) -> Plan:
+    """Every arm with seeds base.seed, base.seed + 1, ..., spread evenly over worker processes.
+
+    An arm is a recipe, or a recipe with hyper-parameters: "rgpo:sharpness=4,kl_target=0.02".
+    RgpoError for an unknown recipe or hyper-parameter, an arm given twice, or fewer than 1 seed.
+    """
+    if seeds < 1:
+        raise RgpoError(f"seeds must be at least 1, got {seeds}")
+    if len(set(arms)) < len(arms) or not arms:
+        raise RgpoError("give at least one recipe, and each one once")
+    configs = []
+    for arm in arms:
+        recipe, _, changes = arm.partition(":")
+        change = {"recipe": recipe, "set": (*base.set, *filter(None, changes.split(",")))}
+        for seed in range(seeds):
+            configs.append(dataclasses.replace(base, **change, seed=base.seed + seed))
+            configs[-1].resolve()
+    number = max(1, min(workers or os.cpu_count() or 1, len(configs)))
+    # a stride keeps every worker's share of each arm alike; sorting puts equal objectives together
+    groups = [sorted(configs[i::number], key=lambda c: c.label) for i in range(number)]
+    return Plan(directory, tuple(tuple(group) for group in groups), command)
+
+
+def run(comparison: Plan, watch: Watch | None = None) -> list[str]:
+    """Train what is not finished, group by group in parallel processes; the runs' final status.
+
+    A group that was interrupted continues from its newest common checkpoint; one without starts
+    again. Refused before anything is written if the task or a recipe cannot be trained.
+    """
+    if not (comparison.directory / PLAN).exists():
+        _refuse_early(comparison)
+        comparison.directory.mkdir(parents=True, exist_ok=True)
+        if any(comparison.directory.iterdir()):
+            raise RgpoError(
+                f"{comparison.directory} is not empty: choose another --out or empty it"
+            )
+        comparison.save()
+    context = multiprocessing.get_context("spawn")
+    events: Queue[Any] = context.Queue()
+    workers = [
+        context.Process(target=_worker, args=(comparison, index, events), daemon=True)
+        for index in range(len(comparison.groups))
+    ]
+    with _patient():
+        for worker in workers:
+            worker.start()
+        errors = _listen(workers, events, watch)
+    if errors:
+        raise RgpoError("; ".join(sorted(set(errors))))
+    return [Run.open(comparison.path(c)).status["status"] for c in comparison.configs]
+
+
+def report(comparison: Plan) -> Path:
+    """Write report.html of the comparison's runs and return its path."""
+    configs = comparison.configs
+    curves = {c.label: objective_curve(c.resolve()) for c in configs}
+    arms = list(dict.fromkeys(c.label for c in configs))
+    title = f"{' against '.join(arms)} on {configs[0].env}"
+    return write_report(
+        [comparison.path(c) for c in configs],
+        comparison.directory / "report.html",
+        title=title,
+        command=comparison.command,
+        objective_curves=curves,
+    )
+
+
+def _refuse_early(comparison: Plan) -> None:
+    for group in comparison.groups:
+        Trainer(group).environments.close()
+
+
+@contextlib.contextmanager
+def _patient():  # noqa: ANN202
+    """Ctrl-C reaches the workers, which save and stop; the parent waits for them."""
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _listen(workers: list[Any], events: "Queue[Any]", watch: Watch | None) -> list[str]:
+    """Pass progress on until every worker has ended; the errors they reported."""
+    errors: list[str] = []
+    ended: set[int] = set()
+    while len(ended) < len(workers):
+        try:
+            kind, index, *rest = events.get(timeout=1)
+        except queue.Empty:
+            for i, worker in enumerate(workers):
+                if i not in ended and not worker.is_alive() and events.empty():
+                    ended.add(i)
+                    errors.append(
+                        f"a worker died with exit code {worker.exitcode}: "
+                        "resume the comparison to go on"
+                    )
+            continue
+        if kind == "progress" and watch is not None:
+            watch(index, *rest)
+        elif kind == "error":
+            errors.append(rest[0])
+        elif kind == "end":
+            ended.add(index)
+    for worker in workers:
+        worker.join()
+    return errors
+
+
+def _worker(comparison: Plan, index: int, events: "Queue[Any]") -> None:
+    torch.set_num_threads(1)
+
+    def tell(update: int, total: int, rows: Rows) -> None:
+        events.put(("progress", index, update, total, rows))
+
+    try:
+        _train_group(comparison, index, tell)
+    except RgpoError as error:
+        events.put(("error", index, str(error)))
+    finally:
+        events.put(("end", index))
+
+
+def _train_group(comparison: Plan, index: int, tell: session.Progress) -> None:
+    """Start, continue or leave alone one group, by what its directories hold."""
+    group = comparison.groups[index]
+    paths = [comparison.path(config) for config in group]
+    states = [_state(path) for path in paths]
+    open_runs = [i for i, state in enumerate(states) if state not in ("finished", "failed")]
+    if not open_runs:
+        return
+    if all(states[i] == "resumable" for i in open_runs):
+        session.resume([paths[i] for i in open_runs], tell)
+        return
+    for i in open_runs:  # killed before all of them had a checkpoint: nothing worth keeping
+        shutil.rmtree(paths[i], ignore_errors=True)
+    session.start([group[i] for i in open_runs], [paths[i] for i in open_runs], tell)
+
+
+def _state(path: Path) -> str:
+    if not (path / "config.json").exists():
+        return "missing"
+    status = Run.open(path).status["status"]
+    if status in ("finished", "failed"):
+        return str(status)
+    return "resumable" if any((path / "checkpoints").glob("*.json")) else "missing"

@@ -1,0 +1,147 @@
+"""What a person sees while runs train."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rgpo.control.train import Rows
+
+RECENT = 10
+"""Updates over which the shown return, KL and spikes are averaged."""
+
+
+class _Display:
+    """A live progress bar; on a console that is no terminal, a line now and then."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title = console, title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.bar.add_task(title, total=1.0, note="starting")
+        self.started = time.perf_counter()
+        self.live = Live(self.bar, console=console, refresh_per_second=4, transient=False)
+        self.said = 0.0
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        else:
+            self.console.print(f"{self.title}: starting")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+
+    def show(self, fraction: float, note: str, below: Table | None = None) -> None:
+        """Move the bar to `fraction`; a console that is no terminal gets a line per tenth."""
+        self.bar.update(self.task, completed=fraction, note=note)
+        if self.console.is_terminal:
+            self.live.update(self.bar if below is None else Group(self.bar, below))
+        elif fraction >= self.said + 0.1 or fraction >= 1:
+            self.said = fraction
+            seconds = time.perf_counter() - self.started
+            self.console.print(f"{fraction:4.0%}  {seconds:5.0f} s  {note}", highlight=False)
+
+    def speed(self, steps: float) -> str:
+        """Environment steps per second since the start."""
+        return f"{steps / max(time.perf_counter() - self.started, 1e-9):,.0f} steps/s"
+
+
+class RunProgress(_Display):
+    """Progress of one run; a `session.Progress`."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        super().__init__(console, title)
+        self.first_step: float | None = None
+        self.history: list[dict[str, float | None]] = []
+
+    def __call__(self, update: int, total: int, rows: Rows) -> None:
+        """Take in one update."""
+        row = rows[0]
+        self.history = [*self.history, row][-RECENT:]
+        step = float(row["step"] or 0)
+        if self.first_step is None:
+            self.first_step = step * (1 - 1 / update)
+        note = (
+            f"step {step:,.0f}  return {_recent(self.history, 'return')}  "
+            f"KL {_recent(self.history, 'kl', '.4f')}  {self.speed(step - self.first_step)}"
+        )
+        self.show(update / total, note)
+
+
+class ComparisonProgress(_Display):
+    """Progress of a comparison with a live table of its arms; a `compare.Watch`."""
+
+    def __init__(
+        self, console: Console, labels: Sequence[Sequence[str]], updates: int, batch: int
+    ) -> None:
+        arms = list(dict.fromkeys(label for group in labels for label in group))
+        runs = sum(len(group) for group in labels)
+        super().__init__(console, f"{len(arms)} recipes, {runs} runs")
+        self.labels, self.updates, self.batch, self.arms = labels, updates, batch, arms
+        self.done = [0] * len(labels)
+        self.first: list[int | None] = [None] * len(labels)
+        self.history: dict[tuple[int, int], list[dict[str, float | None]]] = {}
+
+    def __call__(self, group: int, update: int, _: int, rows: Rows) -> None:
+        """Take in one update of one group."""
+        self.done[group] = update
+        if self.first[group] is None:
+            self.first[group] = update - 1
+        for i, row in enumerate(rows):
+            self.history[group, i] = [*self.history.get((group, i), []), row][-RECENT:]
+        sizes = [len(labels) for labels in self.labels]
+        fraction = float(np.average(self.done, weights=sizes)) / self.updates
+        fresh = [d - (f or 0) for d, f in zip(self.done, self.first, strict=True)]
+        steps = self.batch * sum(f * s for f, s in zip(fresh, sizes, strict=True))
+        table = self._table()
+        note = self.speed(steps)
+        if not self.console.is_terminal:
+            note += "  " + "  ".join(f"{a} {self._arm(a)[0]}" for a in self.arms)
+        self.show(fraction, note, table)
+
+    def _arm(self, arm: str) -> tuple[str, str, str]:
+        rows = [
+            row
+            for (group, i), history in self.history.items()
+            if self.labels[group][i] == arm
+            for row in history
+        ]
+        return (
+            _recent(rows, "return"),
+            _recent(rows, "kl", ".4f"),
+            _recent(rows, "kl_spike", ".0%"),
+        )
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 2))
+        table.add_column("recipe")
+        for heading in (f"return, last {RECENT} updates", "KL", "KL spikes"):
+            table.add_column(heading, justify="right")
+        for arm in self.arms:
+            table.add_row(arm, *self._arm(arm))
+        return table
+
+
+def _recent(rows: Sequence[dict[str, float | None]], key: str, style: str = ".1f") -> str:
+    numbers = [row[key] for row in rows if row.get(key) is not None]
+    return format(float(np.mean(numbers)), style) if numbers else "-"  # type: ignore[arg-type]
