@@ -114,7 +114,7 @@ def test_rows_are_strict_json_and_come_back_exactly(tmp_path):
     rows = strict_lines(tmp_path / "run" / "metrics.jsonl")  # flushed: the run is still open
     assert rows == run.metrics() == Run.open(run.path).metrics()
     assert rows[0] == row(1, kl=1 / 3, ess=0.5, episodes=2, **{"return": None})
-    assert rows[1] == row(2, kl=None, ratio_max=None, ess=1, nonfinite=["kl", "ratio_max"])
+    assert rows[1] == row(2, kl=None, ratio_max=None, ess=1, not_finite=["kl", "ratio_max"])
     with pytest.raises(ValueError, match="needs its update"):
         run.log({"kl": 1.0})
 

@@ -94,7 +94,7 @@ class Run:
     def log(self, row: Mapping[str, float | int | None]) -> None:
         """Append one row, which has an `update`, to metrics.jsonl and the trackers.
 
-        NaN and infinity become null and their names a list under `nonfinite`. Raises RgpoError if
+        NaN and infinity become null and their names a list under `not_finite`. Raises RgpoError if
         the disk is full; the rows that were there stay whole.
         """
         if row.get("update") is None:
@@ -104,7 +104,7 @@ class Run:
         nonfinite = [name for name, value in given.items() if not math.isfinite(value)]
         clean: dict[str, Any] = plain | dict.fromkeys(nonfinite)
         if nonfinite:
-            clean["nonfinite"] = nonfinite
+            clean["not_finite"] = nonfinite
         if self._file is None:
             self._file = self._start_writing()
         _append(self._file, json_bytes(clean, indent=None), self._metrics)

@@ -303,7 +303,7 @@ def _notes(records: Sequence[Record]) -> str:
         if status != "finished":
             why = record.status.get("message")
             notes.append(f"{record.path}: {status}" + (f" ({why})" if why else ""))
-        names = _distinct(name for row in record.rows for name in row.get("nonfinite", []))
+        names = _distinct(name for row in record.rows for name in row.get("not_finite", []))
         if names:
             notes.append(f"{record.path}: NaN or infinite {_joined([str(n) for n in names])}")
     if not notes:
