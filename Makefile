@@ -7,8 +7,8 @@ export PYTHONWARNINGS ?= ignore::DeprecationWarning
 .PHONY: demo test lint bench browser clean
 
 demo: .venv/ready
-	$(BIN)/rgpo compare --env Hopper-v5 --recipes rgpo ppo rgpo-gate ppo-kl --seeds 4 \
-	  --steps 120000 --eval-episodes 0 --checkpoint-every 20 --keep 1 --out demo
+	$(BIN)/rgpo compare --env Hopper-v5 --recipes rgpo ppo rgpo-gate ppo-kl --seeds 6 \
+	  --steps 120000 --eval-episodes 0 --checkpoint-every 20 --keep 1
 
 test: .venv/ready browser
 	$(BIN)/pytest
@@ -39,4 +39,4 @@ browser:
 	  echo "chromium is not installed: the browser tests will be skipped"
 
 clean:
-	rm -rf .venv build demo
+	rm -rf .venv build

@@ -149,14 +149,18 @@ def objectives(
         written = write_objectives({r.name: objective_curve(r) for r in chosen}, out)
         console.print(f"curves of {len(chosen)} recipes: {written.resolve()}")
         return 0
-    table = Table(title="Recipes", title_justify="left", row_styles=("", "dim"))
-    for heading in ("recipe", "paper", "defaults", "sup |w|/|A|", "what it is"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
+    table = Table(title="Recipes", title_justify="left")
+    for heading in ("recipe", "paper", "what it is, and its defaults"):
+        table.add_column(heading, no_wrap=heading != "what it is, and its defaults")
     for recipe in chosen:
-        defaults = ", ".join(f"{k} {_short(v)}" for k, v in recipe.hyper_parameters().items())
-        where = "" if recipe.level == "token" else f" ({recipe.level} ratio)"
-        supremum = _short(round(recipe.objective.sup_weight, 4))
-        table.add_row(recipe.name, recipe.paper, defaults, supremum, recipe.summary + where)
+        defaults = [f"{k} {_short(v)}" for k, v in recipe.hyper_parameters().items()]
+        if recipe.level != "token":
+            defaults.append(f"{recipe.level} ratio")
+        if recipe.objective.needs:
+            defaults.append("needs " + ", ".join(recipe.objective.needs))
+        defaults.append(f"sup |w|/|A| {_short(round(recipe.objective.sup_weight, 4))}")
+        what = f"{recipe.summary}\n[dim]{'; '.join(defaults)}[/]"
+        table.add_row(recipe.name, recipe.paper, what)
     console.print(table)
     return 0
 

@@ -41,8 +41,8 @@ register(
     Recipe(
         "ppo-kl",
         Importance(),
-        paper="1707.06347, section 4",
-        summary="importance ratio with an adaptive KL penalty and no clip: KL control alone",
+        paper="1707.06347",
+        summary="importance ratio, adaptive KL penalty, no clip (section 4): KL control alone",
         kl=KLPenalty(1.0, target=0.01),
     ),
 )

@@ -1,0 +1,30 @@
+"""The definition of every key in a row of metrics.jsonl; docs/metrics.md is made from it."""
+
+from rgpo.core.diagnostics import GLOSSARY as RATIO_GLOSSARY
+
+GLOSSARY: dict[str, str] = {
+    "update": "Updates done; one update is all optimiser epochs over one rollout.",
+    "step": "Environment steps of the run so far, dummy steps of autoresets included.",
+    "return": "Mean undiscounted return of the training episodes that ended in this rollout.",
+    "episode_length": "Mean length of those episodes.",
+    "episodes": "Number of those episodes.",
+    "kl": "Exact KL(old || new) of the update: mean over the rollout's states.",
+    "kl_spike": "1 if that KL is above 0.04, else 0; its mean over a run is the KL-spike rate.",
+    "entropy": "Mean entropy of the new policy (of the Gaussian before squashing).",
+    "gradient_norm": "Mean norm of the joint gradient before clipping, over optimiser steps.",
+    "optimizer_steps": "Optimiser steps taken; fewer than planned if target_kl ended the update.",
+    "learning_rate": "Adam's learning rate in this update.",
+    "kl_coefficient": "Coefficient of the KL penalty in this update, 0 without one.",
+    "seconds_act": "Seconds in the policy while collecting; the share of one run of a batch.",
+    "seconds_step": "Seconds in the environments, likewise.",
+    "seconds_learn": "Seconds from the rollout's end to the measured update, likewise.",
+    "seconds": "Seconds of the whole update, likewise.",
+    **{name: text for name, text in RATIO_GLOSSARY.items() if name != "kl_spike_rate"},
+}
+
+
+def markdown() -> str:
+    """The table of docs/metrics.md."""
+    lines = ["| metric | definition |", "|---|---|"]
+    escaped = {name: text.replace("|", "\\|") for name, text in GLOSSARY.items()}
+    return "\n".join([*lines, *(f"| `{name}` | {text} |" for name, text in escaped.items())]) + "\n"

@@ -1,0 +1,58 @@
+"""The documentation says what the code does."""
+
+import re
+from pathlib import Path
+
+from rgpo.cli import COMMANDS
+from rgpo.control.config import TrainConfig
+from rgpo.control.glossary import GLOSSARY, markdown
+from rgpo.control.train import Trainer
+from rgpo.core import recipes
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_glossary_defines_exactly_the_rows_of_a_run():
+    config = TrainConfig(env="CartPole-v1", num_envs=2, rollout_steps=32, minibatch_size=32)
+    (row,) = Trainer([config]).step()
+    assert set(row) == set(GLOSSARY)
+
+
+def test_the_metrics_page_holds_the_glossary():
+    assert markdown() in (ROOT / "docs" / "metrics.md").read_text()
+
+
+def test_the_example_of_a_new_objective_runs_and_obeys_the_law():
+    """The code block of docs/add-an-objective.md, as a reader would paste it."""
+    import torch
+
+    page = (ROOT / "docs" / "add-an-objective.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(code.splitlines()) <= 60
+    names: dict = {"__name__": "example"}
+    exec(compile(code, "add-an-objective.md", "exec"), names)  # noqa: S102
+    try:
+        objective = recipes.get("ldpo").objective
+    finally:
+        recipes._REGISTRY.pop("ldpo")
+    d = torch.linspace(-3, 3, 31, dtype=torch.float64, requires_grad=True)
+    a = torch.full_like(d, -0.7).detach()
+    (slope,) = torch.autograd.grad(objective.value(d, a).sum(), d)
+    torch.testing.assert_close(slope, objective.weight(d, a).detach())
+
+
+def test_pages_name_only_commands_and_recipes_that_exist():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    known = set(recipes.names())
+    for page in pages:
+        text = page.read_text()
+        for command in re.findall(r"`rgpo ([a-z]+)", text):
+            assert command in COMMANDS, f"{page.name}: rgpo {command}"
+        for name in re.findall(r"`((?:rgpo|ppo)-[a-z-]+)`", text):
+            assert name in known, f"{page.name}: {name}"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
