@@ -170,6 +170,12 @@ def objectives(drawn: Mapping[str, ObjectiveCurve], color: Mapping[str, str]) ->
                 hovertemplate="%{y:.3~r}",
             )
             figure.add_trace(trace, row=index // 2 + 1, col=index % 2 + 1)
+    for index in range(4):  # a quadratic penalty would flatten all others; zooming out shows it
+        line = [y for trace in figure.data[index::4] for y in trace.y]
+        low, high = max(min(line, default=0), -3.2), min(max(line, default=1), 3.2)
+        margin = 0.05 * (high - low)
+        span = [low - margin, high + margin]
+        figure.update_yaxes(range=span, row=index // 2 + 1, col=index % 2 + 1)
     figure.add_vline(x=1, line={"dash": "dot", "width": 1, "color": _INK})
     figure.update_xaxes(title_text="ratio r", row=2)
     return _styled(figure, height=620)

@@ -101,10 +101,21 @@ def plan(
         for seed in range(seeds):
             configs.append(dataclasses.replace(base, **change, seed=base.seed + seed))
             configs[-1].resolve()
-    number = max(1, min(workers or os.cpu_count() or 1, len(configs)))
-    # a stride keeps every worker's share of each arm alike; sorting puts equal objectives together
-    groups = [sorted(configs[i::number], key=lambda c: c.label) for i in range(number)]
-    return Plan(directory, tuple(tuple(group) for group in groups), command)
+    groups = _spread(configs, workers or os.cpu_count() or 1)
+    return Plan(directory, groups, command)
+
+
+def _spread(configs: list[TrainConfig], workers: int) -> tuple[tuple[TrainConfig, ...], ...]:
+    """Groups to train together, about one per worker; natural-gradient runs among themselves.
+
+    A stride keeps every group's share of each arm alike; sorting puts equal objectives together.
+    """
+    groups: list[tuple[TrainConfig, ...]] = []
+    for step in ("gradient", "natural-gradient"):
+        kind = [c for c in configs if c.resolve().step == step]
+        number = min(max(1, round(workers * len(kind) / len(configs))), len(kind))
+        groups += [tuple(sorted(kind[i::number], key=lambda c: c.label)) for i in range(number)]
+    return tuple(groups)
 
 
 def run(comparison: Plan, watch: Watch | None = None) -> list[str]:
