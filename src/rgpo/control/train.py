@@ -311,11 +311,18 @@ class Trainer:
                     "gradient or KL: lower the learning rate or choose a recipe that controls "
                     "the ratio"
                 )
-                with torch.no_grad():  # a policy of zeros keeps NaN away from its neighbours
-                    for parameter in self.learner.policies[r].parameters():
-                        parameter.zero_()
+            if r in self.failed:
+                self._silence(r)
             if penalty is not None:
                 self.penalties[r] = penalty.adapt(float(metrics["kl"][r]))
+
+    def _silence(self, run: int) -> None:
+        """Start a failed run from zeros, after each update: its NaN must not reach neighbours.
+
+        They share the environments, which refuse a batch with one NaN in it.
+        """
+        state = self.learner.state(run)
+        self.learner.restore(run, {k: torch.zeros_like(v) for k, v in state.items()})
 
     @property
     def steps_done(self) -> int:
