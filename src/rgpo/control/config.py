@@ -156,6 +156,11 @@ class TrainConfig:
             return recipes.get(self.recipe).configure(**_parse(self.set))
         except ValueError as error:
             raise RgpoError(str(error)) from None
+        except TypeError:
+            raise RgpoError(
+                f"a hyper-parameter in {' '.join(self.set)!r} must be a number: "
+                f"`rgpo objectives --names {self.recipe}` shows the defaults"
+            ) from None
 
     def warnings(self) -> list[str]:
         """Sentences about combinations that run, but not as their user may think."""

@@ -149,9 +149,10 @@ class _Session:
     def _fail(self, error: RgpoError) -> None:
         step = self.trainer.steps_done
         sentence = f"{str(error).rstrip('.')} (after step {step})"
-        for r in self._alive():
+        broken = [r for r in self._alive() if self.status[r] == "unfinished"]
+        for r in broken:
             self._mark_failed(r, sentence)
-        raise RgpoError(self.status[self._alive()[0]].removeprefix("failed: ")) from error
+        raise RgpoError(self.status[broken[0]].removeprefix("failed: ")) from error
 
 
 class _Stop:
@@ -190,15 +191,13 @@ def _common_checkpoints(
     runs: Sequence[Run],
 ) -> tuple[list[checkpoint.Checkpoint], list[str]]:
     """The newest whole checkpoint of every run, all of one update; and what was skipped."""
-    newest = [checkpoint.newest(run.checkpoints)[0].update for run in runs]
-    found, skipped = [], []
-    for run in runs:
-        one, sentences = checkpoint.newest(run.checkpoints, at_most=min(newest))
-        found.append(one)
-        skipped += sentences
-    if len({one.update for one in found}) > 1:
+    newest = [checkpoint.newest(run.checkpoints) for run in runs]
+    common = min(one.update for one, _ in newest)
+    found = [checkpoint.newest(run.checkpoints, at_most=common) for run in runs]
+    if len({one.update for one, _ in found}) > 1:
         raise RgpoError("these runs have no checkpoint of the same update: resume them one by one")
-    return found, skipped
+    skipped = dict.fromkeys(sentence for _, told in newest + found for sentence in told)
+    return [one for one, _ in found], list(skipped)
 
 
 @torch.no_grad()

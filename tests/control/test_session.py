@@ -1,0 +1,303 @@
+"""Runs on disk: resumed bit for bit, stopped cleanly, failed with a sentence."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import toy_environments
+
+from rgpo.control import session
+from rgpo.control.config import TrainConfig
+from rgpo.errors import RgpoError
+from rgpo.runs import checkpoint
+from rgpo.runs.directory import Run
+
+UPDATES = 4
+TINY = TrainConfig(
+    env="CartPole-v1",
+    num_envs=2,
+    rollout_steps=32,
+    minibatch_size=32,
+    epochs=2,
+    hidden=(16, 16),
+    steps=64 * UPDATES,
+    checkpoint_every=2,
+    eval_episodes=0,
+    backend="gymnasium",
+    track=(),
+)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def tiny(**changes) -> TrainConfig:
+    return dataclasses.replace(TINY, **changes)
+
+
+def stop_after(updates):
+    """A progress callback that is as good as Ctrl-C after so many updates."""
+
+    def progress(done, *_):
+        if done == updates:
+            signal.raise_signal(signal.SIGINT)
+
+    return progress
+
+
+def resume_in_new_process(paths):
+    code = (
+        "import sys, torch, pathlib; from rgpo.control import session; torch.set_num_threads(1); "
+        "print(session.resume([pathlib.Path(p) for p in sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def rows_of(path):
+    rows = Run.open(path).metrics()
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def final_checkpoint(path):
+    return checkpoint.newest(Run.open(path).checkpoints)[0]
+
+
+def assert_same_run(mine, theirs):
+    assert rows_of(mine) == rows_of(theirs)
+    first, second = final_checkpoint(mine), final_checkpoint(theirs)
+    assert first.update == second.update == UPDATES
+    assert first.state == second.state
+    assert first.tensors.keys() == second.tensors.keys()
+    for key in first.tensors:
+        assert torch.equal(first.tensors[key], second.tensors[key]), key
+
+
+# ---- start and resume ---------------------------------------------------------------------
+
+
+def test_a_finished_run(tmp_path):
+    path = tmp_path / "run"
+    assert session.start([tiny(eval_episodes=2)], [path]) == ["finished"]
+    run = Run.open(path)
+    assert run.config["learner_used"] == "FastLearner"
+    assert run.config["hyper_parameters"]["sharpness"] == 10
+    assert session.config_of(run) == tiny(eval_episodes=2)
+    assert [row["update"] for row in run.metrics()] == [1, 2, 3, 4]
+    assert run.status["status"] == "finished"
+    returns = run.status["result"]["eval_returns"]
+    assert run.status["result"]["eval_return"] == np.mean(returns)
+    np.testing.assert_array_equal(session.evaluate_run(path, episodes=2).returns, returns)
+    with pytest.raises(RgpoError, match="has all its 4 updates: nothing to resume"):
+        session.resume([path])
+    assert Run.open(path).status["status"] == "finished"
+
+
+def test_evaluation_uses_the_normalisation_of_the_run(tmp_path):
+    """The same as playing by hand with the policy and the moments of the checkpoint."""
+    config = tiny(env="Pendulum-v1", learning_rate=0.01)
+    session.start([config], [tmp_path / "run"])
+    result = session.evaluate_run(tmp_path / "run", episodes=1, seed=3)
+    tensors = final_checkpoint(tmp_path / "run").tensors
+    env = gym.make("Pendulum-v1")
+    observation, total, over = env.reset(seed=3)[0], 0.0, False
+    while not over:
+        x = torch.from_numpy(observation.astype(np.float64)) - tensors["obs.mean"]
+        x = torch.clamp(x / torch.sqrt(tensors["obs.variance"] + 1e-8), -10, 10).float()
+        for layer in (0, 2, 4):
+            weight = tensors[f"policy.actor.{layer}.weight"]
+            x = weight @ x + tensors[f"policy.actor.{layer}.bias"]
+            x = torch.tanh(x) if layer < 4 else x
+        observation, reward, terminated, truncated, _ = env.step(np.clip(x.numpy(), -2, 2))
+        total, over = total + float(reward), terminated or truncated
+    assert result.returns[0] == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Hopper-v5"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, env):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    session.start([tiny(env=env)], [straight])
+    assert session.start([tiny(env=env)], [broken], stop_after(2)) == ["interrupted"]
+    status = Run.open(broken).status
+    assert status["status"] == "interrupted"
+    assert "rgpo resume" in status["message"]
+    assert final_checkpoint(broken).update == 2
+    assert resume_in_new_process([broken]) == "['finished']"
+    assert_same_run(straight, broken)
+
+
+def test_runs_that_train_together_are_resumed_together(tmp_path):
+    configs = [tiny(), tiny(recipe="ppo", seed=1)]
+    straight = [tmp_path / "straight0", tmp_path / "straight1"]
+    broken = [tmp_path / "broken0", tmp_path / "broken1"]
+    session.start(configs, straight)
+    session.start(configs, broken, stop_after(3))
+    final_checkpoint(broken[0]).path.unlink()  # killed while it saved: one of them has update 3
+    assert resume_in_new_process(broken) == "['finished', 'finished']"
+    for mine, theirs in zip(straight, broken, strict=True):
+        assert_same_run(mine, theirs)
+
+
+def test_envpool_resumes_with_new_episodes(tmp_path):
+    pytest.importorskip("envpool")
+    path = tmp_path / "run"
+    session.start([tiny(backend="envpool")], [path], stop_after(2))
+    before = final_checkpoint(path)
+    assert before.state["environments"] is None
+    assert session.resume([path]) == ["finished"]
+    assert [row["update"] for row in rows_of(path)] == [1, 2, 3, 4]
+    # an episode's length counts from the resumption, where its environment started anew
+    after = final_checkpoint(path).tensors
+    assert (after["running_length"] <= 32 * 2).all()
+
+
+def test_a_damaged_checkpoint_is_named_and_an_older_one_used(tmp_path):
+    straight, path = tmp_path / "straight", tmp_path / "run"
+    session.start([TINY], [straight])
+    session.start([tiny(checkpoint_every=1)], [path], stop_after(3))
+    newest = final_checkpoint(path).path
+    tensors = newest.with_suffix(".safetensors")
+    damaged = tensors.read_bytes()[:-8] + b"rubbish!"
+    tensors.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=tensors.name):
+        assert session.resume([path]) == ["finished"]
+    assert_same_run(straight, path)
+    assert tensors.read_bytes() == damaged
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
+    session.start([TINY], [tmp_path / "run"])
+    for file in (tmp_path / "run" / "checkpoints").iterdir():
+        file.unlink()
+    with pytest.raises(RgpoError, match="no whole checkpoint"):
+        session.resume([tmp_path / "run"])
+
+
+def test_a_refusal_leaves_no_directory(tmp_path):
+    for config in (tiny(recipe="gspo"), tiny(env="CartPol-v1"), tiny(track=("tensorbord",))):
+        with pytest.raises(RgpoError):
+            session.start([config], [tmp_path / "run"])
+    assert not (tmp_path / "run").exists()
+
+
+# ---- Ctrl-C -------------------------------------------------------------------------------
+
+
+def test_ctrl_c_saves_and_resume_finishes(tmp_path):
+    path = tmp_path / "run"
+    options = "--env CartPole-v1 --num-envs 2 --rollout-steps 64 --minibatch-size 64 --epochs 2 "
+    options += "--steps 25600 --eval-episodes 1 --track --backend gymnasium"
+    command = [sys.executable, "-m", "rgpo.cli", "train", *options.split(), "--out", str(path)]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = path / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert err == ""
+    assert "rgpo resume" in out
+    done = rows_of(path)[-1]["update"]
+    assert 2 <= done < 200
+    assert final_checkpoint(path).update == done
+    command = [sys.executable, "-m", "rgpo.cli", "resume", str(path)]
+    resumed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "evaluation return" in resumed.stdout
+    assert [row["update"] for row in rows_of(path)] == list(range(1, 201))
+
+
+# ---- failures -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Register a task that goes wrong at its 20th step."""
+
+    def register(kind):
+        name = f"toy/Faulty-{kind}-v0"
+        arguments = {"end": 100, "fault": 20, "kind": kind}
+        monkeypatch.setitem(
+            gym.registry,
+            name,
+            gym.envs.registration.EnvSpec(
+                name, entry_point=toy_environments.Counter, kwargs=arguments
+            ),
+        )
+        return name
+
+    return register
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("raise", "Environment 0 of the batch raised ZeroDivisionError: the wheel came off"),
+        ("reward", "Environment 0 of the batch gave a NaN or infinite reward"),
+        ("observation", "Environment 0 of the batch gave a NaN or infinite observation"),
+    ],
+)
+def test_a_faulty_environment_fails_the_run(tmp_path, faulty, kind, sentence):
+    env, path = faulty(kind), tmp_path / "run"
+    config = tiny(env=env, rollout_steps=8, minibatch_size=16, checkpoint_every=1, steps=64)
+    with pytest.raises(RgpoError, match=sentence) as raised:
+        session.start([config], [path])
+    message = str(raised.value)
+    assert "step 32" in message  # two updates of 16 steps; the third rollout broke
+    assert "last checkpoint is that of update 2" in message
+    run = Run.open(path)
+    assert run.status["status"] == "failed"
+    assert run.status["message"] == message
+    assert final_checkpoint(path).update == 2
+    assert len(rows_of(path)) == 2
+
+
+def test_a_fault_before_the_first_checkpoint(tmp_path, faulty):
+    with pytest.raises(RgpoError, match=r"after step 0\); no checkpoint was saved yet"):
+        session.start([tiny(env=faulty("reward"))], [tmp_path / "run"])
+
+
+def test_a_diverged_run_is_failed_and_its_neighbour_finishes(tmp_path):
+    configs = [tiny(env="Pendulum-v1", seed=s, checkpoint_every=1) for s in range(2)]
+    configs[0] = dataclasses.replace(configs[0], learning_rate=1e30)
+    paths = [tmp_path / "broken", tmp_path / "healthy"]
+    broken, healthy = session.start(configs, paths)
+    assert broken.startswith("failed: update 1 (step 64) had a non-finite")
+    assert "no checkpoint was saved yet" in broken
+    assert healthy == "finished"
+    assert Run.open(paths[0]).status["status"] == "failed"
+    assert list((paths[0] / "checkpoints").iterdir()) == []
+    assert len(rows_of(paths[1])) == UPDATES
+    for file in (paths[1] / "checkpoints").glob("*.json"):
+        tensors = checkpoint.load(file).tensors
+        assert all(torch.isfinite(t).all() for t in tensors.values())
+        assert json.loads(file.read_text())["update"] > 0
+
+
+def test_a_failing_evaluation_leaves_finished_runs_finished(tmp_path, monkeypatch):
+    evaluate, calls = session.evaluate_run, []
+
+    def fails_second(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RgpoError("Environment 0 of the batch raised ValueError: no")
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(session, "evaluate_run", fails_second)
+    paths = [tmp_path / "first", tmp_path / "second"]
+    with pytest.raises(RgpoError, match="no"):
+        session.start([tiny(eval_episodes=1, seed=s) for s in range(2)], paths)
+    assert [Run.open(p).status["status"] for p in paths] == ["finished", "failed"]
