@@ -233,8 +233,10 @@ def _tell_run(directory: Path, statuses: list[str]) -> int:
     console.print(f"run: {directory}   (`rgpo report {directory}` draws it)")
     if statuses[0] == "finished":
         return 0
-    console.print(statuses[0] + ": " + run.status.get("message", ""))
-    return 130 if statuses[0] == "interrupted" else 1
+    if statuses[0] != "interrupted":
+        raise RgpoError(run.status["message"])
+    console.print(f"interrupted: {run.status['message']}")
+    return 130
 
 
 def _runs_below(paths: tuple[Path, ...]) -> list[Path]:

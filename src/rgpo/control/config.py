@@ -1,5 +1,6 @@
 """Everything one control run depends on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,6 +11,10 @@ from rgpo.errors import RgpoError
 
 PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl")
 """Fields in which runs that are trained together as one computation may differ."""
+
+_COUNTS = ("steps", "num_envs", "rollout_steps", "epochs", "minibatch_size", "keep")
+_POSITIVE = ("learning_rate", "max_kl", "checkpoint_every", "target_kl", "value_clip")
+_NOT_NEGATIVE = ("seed", "eval_episodes", "max_grad_norm", "value_coefficient")
 
 
 @dataclass(frozen=True)
@@ -119,21 +124,26 @@ class TrainConfig:
     """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_envs", "rollout_steps", "epochs", "minibatch_size", "keep"):
-            if getattr(self, name) < 1:
-                raise RgpoError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "max_kl", "checkpoint_every"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise RgpoError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RgpoError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        infinity = float("inf")
+        self._require("at least 1", lambda x: x >= 1, _COUNTS)
+        self._require("positive", lambda x: 0 < x < infinity, _POSITIVE)
+        self._require("at least 0", lambda x: 0 <= x < infinity, _NOT_NEGATIVE)
+        self._require("in [0, 1]", lambda x: 0 <= x <= 1, ("gamma", "lam"))
+        if min(self.hidden, default=1) < 1:
+            raise RgpoError(f"hidden layers must have at least 1 unit each, got {self.hidden}")
         if self.batch_size % self.minibatch_size:
             raise RgpoError(
                 f"minibatch_size {self.minibatch_size} does not divide the "
                 f"{self.batch_size} samples of a rollout (num_envs x rollout_steps): "
                 f"choose a divisor, such as {_divisor(self.batch_size, self.minibatch_size)}"
             )
+
+    def _require(self, what: str, holds: Callable[[float], bool], names: tuple[str, ...]) -> None:
+        """RgpoError naming the first field that is given and not as it must be."""
+        for name in names:
+            number = getattr(self, name)
+            if number is not None and not holds(number):
+                raise RgpoError(f"{name} must be {what}, got {number}")
 
     @property
     def label(self) -> str:

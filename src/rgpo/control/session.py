@@ -209,6 +209,8 @@ def evaluate_run(
     The seed differs from any training seed's environments. `video` writes the first episode as
     mp4. Raises RgpoError if the run has no checkpoint, or for a video that cannot be made.
     """
+    if episodes < 1:
+        raise RgpoError(f"episodes must be at least 1, got {episodes}")
     run = Run.open(directory)
     config = config_of(run)
     saved, _ = checkpoint.newest(run.checkpoints)

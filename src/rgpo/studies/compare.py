@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
 import queue
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ class Plan:
 
     @property
     def configs(self) -> list[TrainConfig]:
-        """Every run, in the order of the arms."""
-        return [config for group in self.groups for config in group]
+        """Every run, in the order of the arms, those with natural gradients last."""
+        dealt = itertools.chain(*itertools.zip_longest(*self.groups))  # as `_spread` dealt them out
+        return sorted(filter(None, dealt), key=lambda config: config.resolve().step)
 
     def path(self, config: TrainConfig) -> Path:
         """The directory of one run."""
@@ -108,13 +111,13 @@ def plan(
 def _spread(configs: list[TrainConfig], workers: int) -> tuple[tuple[TrainConfig, ...], ...]:
     """Groups to train together, about one per worker; natural-gradient runs among themselves.
 
-    A stride keeps every group's share of each arm alike; sorting puts equal objectives together.
+    A stride keeps every group's share of each arm alike, and equal objectives together.
     """
     groups: list[tuple[TrainConfig, ...]] = []
     for step in ("gradient", "natural-gradient"):
         kind = [c for c in configs if c.resolve().step == step]
         number = min(max(1, round(workers * len(kind) / len(configs))), len(kind))
-        groups += [tuple(sorted(kind[i::number], key=lambda c: c.label)) for i in range(number)]
+        groups += [tuple(kind[i::number]) for i in range(number)]
     return tuple(groups)
 
 
@@ -127,20 +130,16 @@ def run(comparison: Plan, watch: Watch | None = None) -> list[str]:
     if not (comparison.directory / PLAN).exists():
         _refuse_early(comparison)
         comparison.directory.mkdir(parents=True, exist_ok=True)
-        if any(comparison.directory.iterdir()):
-            raise RgpoError(
-                f"{comparison.directory} is not empty: choose another --out or empty it"
-            )
         comparison.save()
     context = multiprocessing.get_context("spawn")
     events: Queue[Any] = context.Queue()
+    stop = context.Event()
     workers = [
-        context.Process(target=_worker, args=(comparison, index, events), daemon=True)
+        context.Process(target=_worker, args=(comparison, index, events, stop), daemon=True)
         for index in range(len(comparison.groups))
     ]
-    with _patient():
-        for worker in workers:
-            worker.start()
+    with _stopping(stop):
+        _start(workers)
         errors = _listen(workers, events, watch)
     if errors:
         raise RgpoError("; ".join(sorted(set(errors))))
@@ -163,18 +162,38 @@ def report(comparison: Plan) -> Path:
 
 
 def _refuse_early(comparison: Plan) -> None:
+    directory = comparison.directory
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise RgpoError(f"{directory} is not an empty directory: choose another --out")
     for group in comparison.groups:
         Trainer(group).environments.close()
 
 
 @contextlib.contextmanager
-def _patient():  # noqa: ANN202
-    """Ctrl-C reaches the workers, which save and stop; the parent waits for them."""
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+def _stopping(stop: Event) -> Iterator[None]:
+    """The first Ctrl-C sets `stop`, at which the workers save and end; the second ends at once."""
+
+    def request(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in session.STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _start(workers: list[Any]) -> None:
+    """Start them deaf to Ctrl-C: the terminal sends it to them too, even while they import."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for worker in workers:
+            worker.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _listen(workers: list[Any], events: "Queue[Any]", watch: Watch | None) -> list[str]:
@@ -204,11 +223,15 @@ def _listen(workers: list[Any], events: "Queue[Any]", watch: Watch | None) -> li
     return errors
 
 
-def _worker(comparison: Plan, index: int, events: "Queue[Any]") -> None:
+def _worker(comparison: Plan, index: int, events: "Queue[Any]", stop: Event) -> None:
     torch.set_num_threads(1)
+    os.setpgrp()  # from here on Ctrl-C in the terminal reaches the parent alone
+    parent = multiprocessing.parent_process()
 
     def tell(update: int, total: int, rows: Rows) -> None:
         events.put(("progress", index, update, total, rows))
+        if stop.is_set() or not parent.is_alive():  # alone it would race a resumed comparison
+            signal.raise_signal(signal.SIGINT)
 
     try:
         _train_group(comparison, index, tell)
@@ -216,6 +239,8 @@ def _worker(comparison: Plan, index: int, events: "Queue[Any]") -> None:
         events.put(("error", index, str(error)))
     finally:
         events.put(("end", index))
+        if not parent.is_alive():
+            events.cancel_join_thread()  # nobody reads it any more
 
 
 def _train_group(comparison: Plan, index: int, tell: session.Progress) -> None:
