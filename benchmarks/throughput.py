@@ -62,7 +62,7 @@ def main() -> None:
 def show(results: dict[str, list[dict[str, float]]]) -> None:
     """One row per variant; ratios are taken round by round against the first variant."""
     baseline = next(iter(results))
-    table = Table(title=f"{ENV}, steps per CPU-second (median [lowest, highest])")
+    table = Table(title=f"{ENV}, steps per CPU-second (median \\[lowest, highest])")
     for heading in ("", "per CPU-s", f"/ {baseline}", "wall steps/s", "act / step / learn, us"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, rows in results.items():

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from rgpo.control.config import TrainConfig
 from rgpo.control.distributions import distribution_for
@@ -134,9 +135,12 @@ def test_runs_side_by_side_equal_runs_alone(space):
     assert_equal_after_updates(space, configs)
 
 
-def test_compiled_equals_eager():
+def test_compiled_equals_eager_and_one_graph_serves_every_update():
+    torch.compiler.reset()
+    counters.clear()
     config = dataclasses.replace(BASE, compile=True)
-    assert_equal_after_updates("box", [config], updates=1)
+    assert_equal_after_updates("box", [config], updates=2)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_target_kl_ends_an_update_early_for_one_run_only():
