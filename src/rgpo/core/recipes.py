@@ -82,6 +82,9 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} constrains the KL itself: drop the KL penalty")
         if coefficient is None or coefficient == 0:
             return None
+        for name, number in (("kl_coefficient", coefficient), ("kl_target", target)):
+            if isinstance(number, str):
+                raise ValueError(f"{name} must be a number, got {number!r}")  # noqa: TRY004
         return KLPenalty(float(coefficient), None if target is None else float(target))
 
 
