@@ -151,5 +151,5 @@ def test_limits_at_zero_and_infinity(name):
     ("k", "supremum"), [(1, 1.5747), (2, 1.1985), (4, 1.0580), (10, 1.0099), (20, 1.0025)]
 )
 def test_sigmoid_supremum_is_that_of_the_theory(k, supremum):
-    """The table of theory.md section 4."""
+    """The table of docs/theory.md section 4."""
     assert Gate(k).sup_weight == pytest.approx(supremum, abs=5e-5)

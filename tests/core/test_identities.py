@@ -61,7 +61,7 @@ def test_dual_forms_reduce_to_the_single_gate(a):
 
 
 def test_product_form_stops_rejecting_far_from_the_reference_and_detached_does_not():
-    """The hazard of theory.md section 7, shown: at r_ref -> infinity the product is one gate."""
+    """The hazard of docs/theory.md section 7, shown: at r_ref -> infinity the product is one gate."""
     advantage, far = torch.ones_like(D), torch.full_like(D, 8.0)
     product = DualRGPO(form="product", sharpness=4.0, reference_sharpness=4.0)
     torch.testing.assert_close(
@@ -80,7 +80,7 @@ def test_detached_bump_never_pushes_away_from_the_reference():
 
 @pytest.mark.parametrize("k", [1.0, 4.0, 10.0])
 def test_value_gap_to_importance_sampling_is_bounded_as_derived(k):
-    """theory.md section 5: |r - g(r)| <= min(k^2 |r - 1|^3 / 12, |r - 1|)."""
+    """docs/theory.md section 5: |r - g(r)| <= min(k^2 |r - 1|^3 / 12, |r - 1|)."""
     r = D.exp()
     gap = (r - RGPO(k).value(D, torch.ones_like(D))).abs()
     bound = torch.minimum(k**2 * (r - 1).abs() ** 3 / 12, (r - 1).abs())

@@ -1,8 +1,8 @@
 """Everything one control run depends on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from rgpo.core import recipes
 from rgpo.core.diagnostics import NO_SPREAD
@@ -145,6 +145,12 @@ class TrainConfig:
             number = getattr(self, name)
             if number is not None and not holds(number):
                 raise RgpoError(f"{name} must be {what}, got {number}")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The configuration in a JSON object; what it does not know is left out."""
+        known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
     @property
     def label(self) -> str:

@@ -12,10 +12,8 @@ import importlib
 import importlib.util
 import logging
 import sys
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,14 +26,6 @@ from rgpo.errors import RgpoError
 
 Backend = Literal["auto", "gymnasium", "envpool"]
 
-# Tasks of which EnvPool 1.2.5 was found to be the same: spaces, time limits, terminations and, from
-# equal states and actions, rewards and next states (Hopper, HalfCheetah, Walker2d, Swimmer to
-# 1e-12, classic control to float32; Ant and Humanoid to what the solver's warm start leaves). Its
-# Atari is not: no sticky actions, and it presses FIRE after a reset.
-_SAME_IN_ENVPOOL = {
-    "gymnasium.envs.mujoco": "envpool.mujoco.gym",
-    "gymnasium.envs.classic_control": "envpool.classic_control",
-}
 _LIST_COMMAND = '`python -c "import gymnasium; gymnasium.pprint_registry()"`'
 _ATARI_INSTALL = 'Atari needs ale-py and OpenCV: `pip install "rgpo[atari]"`.'
 
@@ -262,61 +252,6 @@ class GymnasiumEnvironments(Environments):
         return [snapshot.capture(env) for env in self.envs]
 
 
-class EnvPoolEnvironments(Environments):
-    """EnvPool's C++ environments in sync mode, which gives them back in the order of `seeds`.
-
-    EnvPool does not tell the state of its environments, so a resumed run starts new episodes.
-    An episode that terminates exactly at its time limit counts as truncated.
-    """
-
-    backend = "envpool"
-
-    def __init__(self, env_id: str, seeds: Sequence[int], *, threads: int, **kwargs: Any) -> None:
-        import envpool
-
-        arguments = {"num_envs": len(seeds), "num_threads": threads, **kwargs}
-        arguments["seed"] = [int(seed) for seed in seeds]
-        with _without_precision_warnings():
-            spec = envpool.make_spec(env_id, **arguments)
-            observation, action = spec.observation_space, spec.action_space
-        if not all(
-            isinstance(s, gym.spaces.Box | gym.spaces.Discrete) for s in (observation, action)
-        ):
-            raise RgpoError(f"{env_id} has nested spaces in EnvPool: use backend gymnasium.")
-        super().__init__(env_id, seeds, observation, action)
-        self._is_plain_vector = len(observation.shape) == 1
-        self._make = lambda: envpool.make_gymnasium(env_id, **arguments)
-        self._pool: Any = None
-
-    def reset(self) -> Observation:
-        """See `Environments.reset`."""
-        with _without_precision_warnings():
-            self._pool = self._make()  # EnvPool takes seeds only when it is made
-            observation = self._encode(self._pool.reset()[0])
-        self._pending[:] = False
-        self._check_observation(observation)
-        return observation
-
-    def step(self, action: np.ndarray) -> Step:
-        """See `Environments.step`."""
-        self._check_count(action)
-        batch, reward, terminated, truncated, _ = self._pool.step(action)
-        return self._step(self._encode(batch), reward.astype(np.float32), terminated, truncated)
-
-    def close(self) -> None:
-        """See `Environments.close`."""
-        if self._pool is not None:
-            self._pool.close()
-
-    def _encode(self, batch: np.ndarray) -> Observation:
-        if self._is_plain_vector:
-            return {"vector": np.array(batch, np.float32)}
-        observation = self._encoder.empty(self.num_envs)
-        for row, single in enumerate(batch):
-            self._encoder.write(single, observation, row)
-        return observation
-
-
 def make_environments(
     env_id: str,
     seeds: Sequence[int],
@@ -340,45 +275,17 @@ def make_environments(
     for seed in seeds:
         if not 0 <= seed < 2**31:
             raise RgpoError(f"The environment seed {seed} must be at least 0 and below 2^31.")
+    from rgpo.control import envpool  # which needs this module
+
     if backend == "auto":
-        backend = "envpool" if not kwargs and _same_in_envpool(env_id) else "gymnasium"
+        backend = "envpool" if not kwargs and envpool.is_same_task(env_id) else "gymnasium"
     if backend == "gymnasium":
         return GymnasiumEnvironments(env_id, seeds, **kwargs)
-    _require_in_envpool(env_id)
+    envpool.require_task(env_id)
     try:
-        return EnvPoolEnvironments(env_id, seeds, threads=threads, **kwargs)
+        return envpool.EnvPoolEnvironments(env_id, seeds, threads=threads, **kwargs)
     except (AssertionError, TypeError, ValueError) as error:
         raise _unmakeable(env_id, error) from error
-
-
-def _same_in_envpool(env_id: str) -> bool:
-    spec = gym.registry.get(env_id)
-    home = str(spec.entry_point).partition(":")[0] if spec is not None else ""
-    package = next((ours for ours in _SAME_IN_ENVPOOL if home.startswith(ours)), None)
-    if package is None or importlib.util.find_spec("envpool") is None:
-        return False
-    if package.endswith("mujoco") and not env_id.endswith("-v5"):
-        return False
-    import envpool
-
-    entry = envpool.registration.registry.specs.get(env_id)
-    return entry is not None and entry[0] == _SAME_IN_ENVPOOL[package]
-
-
-def _require_in_envpool(env_id: str) -> None:
-    if importlib.util.find_spec("envpool") is None:
-        raise RgpoError(
-            'EnvPool is not installed: `pip install "rgpo[fast]"`, or use backend gymnasium.'
-        )
-    import envpool
-
-    known = envpool.list_all_envs()
-    if env_id not in known:
-        raise RgpoError(
-            f"EnvPool has no environment {env_id!r}{_suggestion(env_id, known)}: "
-            "use backend gymnasium, or list EnvPool's by "
-            '`python -c "import envpool; print(envpool.list_all_envs())"`.'
-        )
 
 
 def _make(env_id: str, **kwargs: Any) -> gym.Env:
@@ -427,12 +334,13 @@ def _find(env_id: str) -> Any:
         ) from error
     except gym.error.Error as error:
         raise RgpoError(
-            f"There is no environment {env_id!r}{_suggestion(name, gym.registry)}; "
+            f"There is no environment {env_id!r}{suggestion(name, gym.registry)}; "
             f"{_LIST_COMMAND} lists those there are."
         ) from error
 
 
-def _suggestion(env_id: str, known: Any) -> str:
+def suggestion(env_id: str, known: Any) -> str:
+    """Ids among `known` that are near `env_id`, as part of a sentence; empty if none is."""
     close = difflib.get_close_matches(env_id, list(known), n=3, cutoff=0.6)
     return f", did you mean {' or '.join(close)}?" if close else ""
 
@@ -442,14 +350,6 @@ def _unmakeable(env_id: str, error: BaseException) -> RgpoError:
         f"{env_id} could not be made ({type(error).__name__}: {error}): "
         "check its arguments and the packages it needs."
     )
-
-
-@contextmanager
-def _without_precision_warnings() -> Iterator[None]:
-    """EnvPool declares float32 spaces by float64 bounds, at which Gymnasium warns."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)
-        yield
 
 
 def _divert_mujoco_warnings() -> None:

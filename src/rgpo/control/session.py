@@ -182,9 +182,7 @@ def _interruptible() -> Iterator[_Stop]:
 
 def config_of(run: Run) -> TrainConfig:
     """The configuration a run was started with."""
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    found = {k: v for k, v in run.config.items() if k in known}
-    return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    return TrainConfig.from_json(run.config)
 
 
 def _common_checkpoints(

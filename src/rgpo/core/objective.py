@@ -54,7 +54,7 @@ class Objective(ABC):
         """Sup |w| / |A| over all ratios and both signs of A, or infinity.
 
         The variance of the gradient is at most `sup_weight**2 * E[A^2 |grad log pi|^2]`
-        (docs/theory of arXiv 2604.14895, theory.md section 4), whatever the tails of r.
+        (docs/theory.md section 4), whatever the tails of r.
         """
 
     @property

@@ -68,11 +68,7 @@ class Plan:
         try:
             document = json.loads((directory / PLAN).read_text())
             groups = tuple(
-                tuple(
-                    TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()})
-                    for c in group
-                )
-                for group in document["groups"]
+                tuple(TrainConfig.from_json(c) for c in group) for group in document["groups"]
             )
             return cls(directory, groups, document["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ class CISPO(Objective):
     """J = sg[clip(r, low, high)] A log r, w = clip(r, low, high) A: never zero (arXiv 2506.13585).
 
     `low` and `high` are bounds of the ratio itself, not distances from 1; frameworks disagree here
-    (objectives-1, section 7b). A positive `low` removes the attenuation of tokens that the policy
+    (their caps range from 0.2 to 6). A positive `low` removes the attenuation of tokens that the policy
     has left.
     """
 

@@ -17,7 +17,7 @@ class RGPO(Objective):
     The default gate is the affine normalisation of the sigmoid, g = 1 + (2/k) tanh(k (r - 1)/2).
     The paper's raw sigmoid has slope k/4 at r = 1 and breaks the inequality its improvement proof
     rests on; it is `RawRGPO`. Neither the paper's k nor its gate's exact argument could be read:
-    both are inferred (objectives-1, section 1).
+    both are inferred.
     """
 
     sharpness: float = 10.0

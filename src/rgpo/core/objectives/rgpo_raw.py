@@ -44,7 +44,7 @@ class RawRGPO(Objective):
 class LogRGPO(Objective):
     """J = (1 + (2/k) tanh(k d / 2)) A, w = sech^2(k d / 2) A: a sigmoid in d = log r, normalised.
 
-    The other reading of "sigmoid gate" (objectives-1, section 1, form b); symmetric in d, largest
+    The other reading of "sigmoid gate" (inferred); symmetric in d, largest
     weight exactly at r = 1. (4/k) s(k d) differs from it by a constant.
     """
 
