@@ -61,7 +61,7 @@ def test_dual_forms_reduce_to_the_single_gate(a):
 
 
 def test_product_form_stops_rejecting_far_from_the_reference_and_detached_does_not():
-    """The hazard of docs/theory.md section 7, shown: at r_ref -> infinity the product is one gate."""
+    """docs/theory.md section 7: at r_ref -> infinity the product is one gate."""
     advantage, far = torch.ones_like(D), torch.full_like(D, 8.0)
     product = DualRGPO(form="product", sharpness=4.0, reference_sharpness=4.0)
     torch.testing.assert_close(

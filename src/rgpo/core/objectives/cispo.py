@@ -13,9 +13,9 @@ from rgpo.core.recipes import Recipe, register
 class CISPO(Objective):
     """J = sg[clip(r, low, high)] A log r, w = clip(r, low, high) A: never zero (arXiv 2506.13585).
 
-    `low` and `high` are bounds of the ratio itself, not distances from 1; frameworks disagree here
-    (their caps range from 0.2 to 6). A positive `low` removes the attenuation of tokens that the policy
-    has left.
+    `low` and `high` are bounds of the ratio itself, not distances from 1; frameworks disagree here,
+    with effective caps from 0.2 to 6. A positive `low` removes the attenuation of tokens that the
+    policy has left.
     """
 
     low: float = 0.0

@@ -18,8 +18,8 @@ Form = Literal["product", "detached", "geometric"]
 class DualRGPO(Objective):
     """Gate on d = log pi/pi_old and d_ref = log pi/pi_ref; w = dG/dd + dG/dd_ref.
 
-    arXiv 2604.14895 says that RLHF uses such a gate, not which (confidence: inferred; docs/theory.md
-    section 7). With s the sigmoid, ghat the normalised gate and what it yields:
+    arXiv 2604.14895 says that RLHF uses such a gate, not which (confidence: inferred,
+    docs/theory.md section 7). With s the sigmoid, ghat the normalised gate and what it yields:
 
     - product:   c s(k (r - 1)) s(k_ref (r_ref - 1)), c = 8/(k + k_ref). Stops rejecting once
       r_ref is large: its weight tends to the single gate's.
