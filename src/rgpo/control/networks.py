@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rgpo.control.config import TrainConfig
 from rgpo.control.distributions import Distribution, Normal
+from rgpo.errors import RgpoError
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -96,7 +97,12 @@ def _mlp(
 
 
 def _nature_cnn(shape: tuple[int, ...], generator: torch.Generator) -> nn.Sequential:
-    """The network of Mnih et al. 2015; images of at least 36 x 36."""
+    """The network of Mnih et al. 2015; RgpoError for images below 36 x 36."""
+    if min(shape[1:]) < 36:
+        raise RgpoError(
+            f"images of {shape[1]} x {shape[2]} are too small for the CNN, which needs 36 x 36: "
+            "wrap the environment to resize or flatten its observation"
+        )
     convolutions = nn.Sequential(
         nn.Conv2d(shape[0], 32, 8, stride=4),
         nn.ReLU(),

@@ -75,7 +75,7 @@ class Gate:
 
     @property
     def sup_weight(self) -> float:
-        """sup_r w(r): docs/theory.md section 4 for the sigmoid, elementary calculus for the rest."""
+        """sup_r w(r): docs/theory.md section 4 for the sigmoid, calculus for the rest."""
         b = self.sharpness / 2
         if self.family == "sigmoid":
             r = _sigmoid_maximiser(self.sharpness)
