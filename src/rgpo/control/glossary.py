@@ -1,6 +1,7 @@
 """The definition of every key in a row of metrics.jsonl; docs/metrics.md is made from it."""
 
 from rgpo.core.diagnostics import GLOSSARY as RATIO_GLOSSARY
+from rgpo.core.diagnostics import KL_SPIKE
 
 GLOSSARY: dict[str, str] = {
     "update": "Updates done; one update is all optimiser epochs over one rollout.",
@@ -9,7 +10,9 @@ GLOSSARY: dict[str, str] = {
     "episode_length": "Mean length of those episodes.",
     "episodes": "Number of those episodes.",
     "kl": "Exact KL(old || new) of the update: mean over the rollout's states.",
-    "kl_spike": "1 if that KL is above 0.04, else 0; its mean over a run is the KL-spike rate.",
+    "kl_spike": (
+        f"1 if that KL is above {KL_SPIKE}, else 0; its mean over a run is the KL-spike rate."
+    ),
     "entropy": "Mean entropy of the new policy (of the Gaussian before squashing).",
     "gradient_norm": "Mean norm of the joint gradient before clipping, over optimiser steps.",
     "optimizer_steps": "Optimiser steps taken; fewer than planned if target_kl ended the update.",

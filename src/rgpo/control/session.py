@@ -119,14 +119,13 @@ class _Session:
             self.progress(self.trainer.updates_done, self.trainer.config.updates, rows)
 
     def _save(self) -> None:
-        for r in self._alive():
-            if self.saved[r] < self.trainer.updates_done:
-                tensors, state = self.trainer.state(r)
-                keep = self.trainer.configs[r].keep
-                checkpoint.save(
-                    self.runs[r].checkpoints, self.trainer.updates_done, tensors, state, keep
-                )
-                self.saved[r] = self.trainer.updates_done
+        update, keep = self.trainer.updates_done, self.trainer.config.keep
+        due = [r for r in self._alive() if self.saved[r] < update]
+        states = self.trainer.states() if due else []
+        for r in due:
+            tensors, state = states[r]
+            checkpoint.save(self.runs[r].checkpoints, update, tensors, state, keep)
+            self.saved[r] = update
 
     def _finish(self, status: str, message: str = "", *, evaluate_too: bool = False) -> None:
         for r in self._alive():

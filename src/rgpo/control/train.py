@@ -31,13 +31,10 @@ from rgpo.control.learner import Batch, Learner, PlainLearner, Schedule
 from rgpo.control.networks import ActorCritic
 from rgpo.control.normalize import ObservationNormalizer, RewardScaler
 from rgpo.core.advantage import gae, normalize
-from rgpo.core.diagnostics import explained_variance, ratio_diagnostics
+from rgpo.core.diagnostics import KL_SPIKE, explained_variance, ratio_diagnostics
 from rgpo.core.kl import KLPenalty
 from rgpo.errors import RgpoError
 from rgpo.runs import checkpoint
-
-KL_SPIKE = 0.04
-"""An update whose exact KL(old || new) exceeds this counts as a spike (arXiv 2604.14895)."""
 
 Rows = list[dict[str, float | None]]
 
@@ -350,8 +347,14 @@ class Trainer:
 
     # ---- checkpoints ----------------------------------------------------------------------
 
-    def state(self, run: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON of one run; with `restore`, training continues bit for bit."""
+    def states(self) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Tensors and JSON of every run; with `restore`, training continues bit for bit."""
+        environments = self.environments.state()  # of all runs, once
+        return [self._state_of_run(run, environments) for run in range(self.runs)]
+
+    def _state_of_run(
+        self, run: int, environments: dict[str, Any] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {k: v.contiguous() for k, v in self.learner.state(run).items()}
         for prefix, moments in (("obs", self.normalizer.moments), ("ret", self.scaler.moments)):
             for name, array in moments.state(run).items():
@@ -366,11 +369,11 @@ class Trainer:
         return tensors, {
             "generator": checkpoint.generator_state(self.generators[run]),
             "kl_coefficient": None if penalty is None else penalty.coefficient,
-            "environments": _part(self.environments.state(), mine),
+            "environments": _part(environments, mine),
         }
 
     def restore(self, saved: Sequence[checkpoint.Checkpoint]) -> None:
-        """Continue where every run's `state` was taken, all after the same update.
+        """Continue where `states` was taken, every run after the same update.
 
         Environments whose state could not be captured (EnvPool's) have started new episodes.
         """

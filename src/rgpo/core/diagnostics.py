@@ -18,6 +18,9 @@ from rgpo.core.checks import (
 from rgpo.core.kl import k1, k3
 from rgpo.core.ratio import raw_ratio
 
+KL_SPIKE = 0.04
+"""An update whose KL(old || new) exceeds this is a spike (arXiv 2604.14895; value: inferred)."""
+
 QUANTILES = {  # per mille
     "ratio_min": 0,
     "ratio_q001": 1,
@@ -67,7 +70,7 @@ GLOSSARY: dict[str, str] = {
         "Number of unmasked samples with a NaN or infinite log-ratio, advantage or weight; all "
         "other metrics leave them out."
     ),
-    "kl_spike_rate": "Share of updates whose KL(old || new) is above 0.04 or not a number.",
+    "kl_spike_rate": f"Share of updates whose KL(old || new) is above {KL_SPIKE} or not a number.",
     "explained_variance": (
         "1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for a constant one."
     ),
@@ -109,7 +112,7 @@ def has_spread(ratio_spread: Tensor, tolerance: float = 1e-5) -> Tensor:
     return ratio_spread > tolerance
 
 
-def kl_spike_rate(kl: Tensor, threshold: float = 0.04) -> Tensor:
+def kl_spike_rate(kl: Tensor, threshold: float = KL_SPIKE) -> Tensor:
     """Share of updates, the last axis, whose KL is above `threshold` or NaN: (..., U) -> (...)."""
     require_floating(kl=kl)
     return (~(kl <= threshold)).to(working_dtype(kl)).mean(-1)

@@ -15,11 +15,9 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from rgpo.core.diagnostics import KL_SPIKE
 from rgpo.runs.statistics import interval
 from rgpo.runs.table import Record, counted, recorded
-
-KL_SPIKE = 0.04
-"""KL per update above which an update counts as a spike."""
 
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#6B7280")
 _GREYS = ("#1E293B", "#64748B", "#A8B3C4", "#E2E8F0")

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rgpo.core.diagnostics import KL_SPIKE
 from rgpo.errors import RgpoError
 from rgpo.runs import figures
 from rgpo.runs.atomic import write_atomic
@@ -80,8 +81,8 @@ for (const button of document.querySelectorAll("nav button")) {
 _READ_TABLE = (
     "Return: mean of the training episodes that ended in the last 10% of the steps, then the mean "
     "of the middle half of the runs (IQM), with a 95% bootstrap interval over runs (too narrow if "
-    "the runs are few). KL is KL(old || new) of one update; above 0.04 it is a spike. ESS is 1 "
-    "when every sample counts the same. “Better than ppo”: the chance that one run beats one ppo "
+    f"the runs are few). KL is KL(old || new) of one update; above {KL_SPIKE} it is a spike. ESS is "
+    "1 when every sample counts the same. “Better than ppo”: the chance that one run beats one ppo "
     "run. Only finished runs count, unless a recipe has none."
 )
 _READ_RETURN = (
