@@ -81,9 +81,9 @@ for (const button of document.querySelectorAll("nav button")) {
 _READ_TABLE = (
     "Return: mean of the training episodes that ended in the last 10% of the steps, then the mean "
     "of the middle half of the runs (IQM), with a 95% bootstrap interval over runs (too narrow if "
-    f"the runs are few). KL is KL(old || new) of one update; above {KL_SPIKE} it is a spike. ESS is "
-    "1 when every sample counts the same. “Better than ppo”: the chance that one run beats one ppo "
-    "run. Only finished runs count, unless a recipe has none."
+    f"the runs are few). KL is KL(old || new) of one update; above {KL_SPIKE} it is a spike. "
+    "ESS is 1 when every sample counts the same. “Better than ppo”: the chance that one run "
+    "beats one ppo run. Only finished runs count, unless a recipe has none."
 )
 _READ_RETURN = (
     "Higher is better. Thin lines are the runs, the thick line is their IQM, the shade its 95% "
