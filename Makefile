@@ -1,7 +1,7 @@
 # Everything runs inside .venv, made from constraints.txt; needs only git, make and Python >= 3.11.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := fast,atari,video,dev
+EXTRAS := fast,atari,video,language,dev
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
 .PHONY: demo test lint bench browser clean
