@@ -101,7 +101,7 @@ def curves(groups: Groups, panels: Sequence[Panel], color: Mapping[str, str]) ->
         if not traces:
             _say_empty(figure, column)
     figure.update_xaxes(title_text="environment steps")
-    return _styled(figure, height=420 if len(panels) == 1 else 330)
+    return styled(figure, height=420 if len(panels) == 1 else 330)
 
 
 def kl(groups: Groups, color: Mapping[str, str]) -> go.Figure:
@@ -145,9 +145,9 @@ def seconds(groups: Groups) -> go.Figure:
     figure.update_layout(barmode="stack", bargap=0.35)
     figure.update_xaxes(title_text="seconds per run")
     figure.update_yaxes(autorange="reversed", automargin=True)
-    styled = _styled(figure, height=150 + 45 * len(names), hovermode="y unified")
+    drawn = styled(figure, height=150 + 45 * len(names), hovermode="y unified")
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
-    return styled.update_layout(showlegend=True, legend=legend)
+    return drawn.update_layout(showlegend=True, legend=legend)
 
 
 def objectives(drawn: Mapping[str, ObjectiveCurve], color: Mapping[str, str]) -> go.Figure:
@@ -176,7 +176,7 @@ def objectives(drawn: Mapping[str, ObjectiveCurve], color: Mapping[str, str]) ->
         figure.update_yaxes(range=span, row=index // 2 + 1, col=index % 2 + 1)
     figure.add_vline(x=1, line={"dash": "dot", "width": 1, "color": _INK})
     figure.update_xaxes(title_text="ratio r", row=2)
-    return _styled(figure, height=620)
+    return styled(figure, height=620)
 
 
 def align(
@@ -253,7 +253,8 @@ def _recipe_traces(
     return [*thin, band, middle]
 
 
-def _styled(figure: go.Figure, height: int, hovermode: str = "x unified") -> go.Figure:
+def styled(figure: go.Figure, height: int, hovermode: str = "x unified") -> go.Figure:
+    """Give a figure the look of the report and return it."""
     figure.update_layout(
         template="plotly_white",
         height=height,

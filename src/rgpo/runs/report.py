@@ -11,6 +11,7 @@ from rgpo.errors import RgpoError
 from rgpo.runs import figures
 from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import ObjectiveCurve
+from rgpo.runs.page import card, page
 from rgpo.runs.table import (
     Record,
     TableRow,
@@ -32,51 +33,6 @@ __all__ = [
     "write_objectives",
     "write_report",
 ]
-
-_STYLE = """
-:root { --ink: #1e293b; --soft: #64748b; --line: #e2e8f0; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f8fafc; color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.8rem; line-height: 1.25; margin: 0 0 .4rem; }
-h2 { font-size: 1.35rem; margin: 2.2rem 0 .8rem; }
-h3 { font-size: 1.05rem; margin: 0; }
-p { margin: .2rem 0 .6rem; }
-.read { color: var(--soft); font-size: .92rem; max-width: 56rem; }
-section.card { background: #fff; border: 1px solid var(--line); border-radius: 10px;
-  padding: 1rem 1.2rem; margin: 0 0 1.1rem; }
-nav { position: sticky; top: 0; z-index: 10; background: #f8fafcee; padding: .6rem 0;
-  border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: .5rem;
-  align-items: center; }
-nav button { font: inherit; font-size: .92rem; color: var(--ink); background: #fff;
-  border: 1px solid var(--line); border-radius: 999px; padding: .15rem .8rem; cursor: pointer; }
-nav button[aria-pressed=false] { opacity: .4; text-decoration: line-through; }
-.dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .5em; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
-table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-table.facts td:first-child { color: var(--soft); width: 16rem; white-space: nowrap; }
-pre { background: #f1f5f9; padding: .7rem .9rem; border-radius: 8px; overflow-x: auto;
-  margin: .4rem 0; }
-details { margin: .4rem 0; } summary { cursor: pointer; }
-"""
-
-_SCRIPT = """
-for (const button of document.querySelectorAll("nav button")) {
-  button.addEventListener("click", () => {
-    const shown = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", shown);
-    for (const plot of document.querySelectorAll(".js-plotly-plot")) {
-      const mine = plot.data.flatMap((trace, i) => trace.meta === button.value ? [i] : []);
-      if (mine.length) Plotly.restyle(plot, {visible: shown}, mine);
-    }
-  });
-}
-"""
 
 _READ_TABLE = (
     "Return: mean of the training episodes that ended in the last 10% of the steps, then the mean "
@@ -140,7 +96,7 @@ def write_report(
     color = figures.colors([*(record.recipe for record in records), *drawn])
     body = "".join(_body(records, title, command, drawn, color))
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, _page(title, body).encode())
+    write_atomic(output, page(title, body).encode())
     return output
 
 
@@ -150,20 +106,8 @@ def write_objectives(drawn: Mapping[str, ObjectiveCurve], output: Path) -> Path:
     color = figures.colors(list(drawn))
     body = f"<header><h1>{title}</h1></header>{_legend(color)}" + _objectives(drawn, color)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, _page(title, body).encode())
+    write_atomic(output, page(title, body).encode())
     return output
-
-
-def _page(title: str, body: str) -> str:
-    from plotly.offline import get_plotlyjs
-
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head>"
-        f"<body><main>{body}</main><script>{_SCRIPT}</script></body></html>\n"
-    )
 
 
 def _body(
@@ -197,32 +141,17 @@ def _figures(own: figures.Groups, color: Mapping[str, str], name: str) -> Iterat
     def drawn(panels: Sequence[figures.Panel]) -> Any:
         return figures.curves(own, panels, color)
 
-    yield _card("Learning curves", _READ_RETURN, drawn(figures.RETURN), f"{name}-return")
-    yield _card("KL per update", _READ_KL, figures.kl(own, color), f"{name}-kl")
-    yield _card("Ratio quantiles", _READ_RATIOS, drawn(figures.RATIOS), f"{name}-ratios")
-    yield _card("Is the data still trusted?", _READ_TRUST, drawn(figures.TRUST), f"{name}-trust")
-    yield _card("Policy and critic", _READ_LEARNING, drawn(figures.LEARNING), f"{name}-learning")
-    yield _card("Time", _READ_SECONDS, figures.seconds(own), f"{name}-seconds")
+    yield card("Learning curves", _READ_RETURN, drawn(figures.RETURN), f"{name}-return")
+    yield card("KL per update", _READ_KL, figures.kl(own, color), f"{name}-kl")
+    yield card("Ratio quantiles", _READ_RATIOS, drawn(figures.RATIOS), f"{name}-ratios")
+    yield card("Is the data still trusted?", _READ_TRUST, drawn(figures.TRUST), f"{name}-trust")
+    yield card("Policy and critic", _READ_LEARNING, drawn(figures.LEARNING), f"{name}-learning")
+    yield card("Time", _READ_SECONDS, figures.seconds(own), f"{name}-seconds")
 
 
 def _objectives(drawn: Mapping[str, ObjectiveCurve], color: Mapping[str, str]) -> str:
     figure = figures.objectives(drawn, color)
-    return _card("g and w of the objectives", _READ_OBJECTIVES, figure, "objectives")
-
-
-def _card(heading: str, read: str, figure: Any, name: str) -> str:
-    plot = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"plot-{name}",
-        config={
-            "displaylogo": False,
-            "responsive": True,
-            "modeBarButtons": [["toImage", "resetScale2d"]],
-        },
-    )
-    text = f'<h3>{escape(heading)}</h3><p class="read">{escape(read)}</p>'
-    return f'<section class="card">{text}{plot}</section>'
+    return card("g and w of the objectives", _READ_OBJECTIVES, figure, "objectives")
 
 
 def _sentence(records: Sequence[Record]) -> str:
