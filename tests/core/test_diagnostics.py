@@ -51,6 +51,7 @@ def test_by_hand():
         "kl_k1": -math.log(2) / 4,
         "kl_k3": (1.5 - math.log(2)) / 4,
         "ess": 30.25 / 37,
+        "chi2": (0.25 + 0 + 1 + 1) / 4,
         "ratio_min": 0.5,
         "ratio_q001": 0.5,
         "ratio_q01": 0.5,
@@ -107,6 +108,7 @@ def test_a_ratio_of_one_everywhere():
     assert {k for k, v in found.items() if float(v) == 0} == {
         "kl_k1",
         "kl_k3",
+        "chi2",
         "ratio_spread",
         "active_clip_fraction",
         "pull_back_fraction",

@@ -1,6 +1,7 @@
 """Golden values worked by hand, one table row per case; every recipe must have rows.
 
-Notation: (recipe, r, A, r_ref) -> (value, weight). s is the logistic sigmoid.
+Notation: (recipe, r, A, given) -> (value, weight), where `given` is a second ratio, or further
+inputs by name, or None: those that say nothing. s is the logistic sigmoid.
 """
 
 import math
@@ -10,6 +11,7 @@ import torch
 
 from rgpo.core import recipes
 from rgpo.core.gates import Gate
+from rgpo.core.objective import neutral_inputs
 
 INF = float("inf")
 SECH2_5 = 1.8158323094e-4  # 4 / (e^5 + e^-5)^2 = 4 / 148.4199^2
@@ -102,18 +104,23 @@ LIMITS = {  # w / A as r -> 0 and r -> infinity, for A > 0 then A < 0
 }
 
 
-def inputs_of(recipe: recipes.Recipe, r_ref: float | None) -> dict:
-    if r_ref is None:
-        return {}
-    return {n: torch.tensor(math.log(r_ref), dtype=torch.float64) for n in recipe.objective.needs}
+def inputs_of(recipe: recipes.Recipe, d: torch.Tensor, a: torch.Tensor, given) -> dict:
+    """Neutral inputs, but for a second ratio (a number) or inputs by name (a dictionary)."""
+    inputs = neutral_inputs(recipe.objective, d, a)
+    if isinstance(given, float):
+        ratios = [name for name in inputs if name.endswith("log_ratio")]
+        given = dict.fromkeys(ratios, math.log(given))
+    for name, number in (given or {}).items():
+        inputs[name] = torch.full_like(d, number)
+    return inputs
 
 
-@pytest.mark.parametrize(("name", "ratio", "a", "r_ref", "value", "weight"), GOLDEN)
-def test_golden_values(name, ratio, a, r_ref, value, weight):
+@pytest.mark.parametrize(("name", "ratio", "a", "given", "value", "weight"), GOLDEN)
+def test_golden_values(name, ratio, a, given, value, weight):
     recipe = recipes.get(name)
-    d = torch.tensor(math.log(ratio), dtype=torch.float64)
-    advantage = torch.tensor(a, dtype=torch.float64)
-    inputs = inputs_of(recipe, r_ref)
+    d = torch.tensor([math.log(ratio)], dtype=torch.float64)
+    advantage = torch.tensor([a], dtype=torch.float64)
+    inputs = inputs_of(recipe, d, advantage, given)
     found = recipe.objective.value(d, advantage, **inputs)
     assert float(found) == pytest.approx(value, rel=1e-8)
     found = recipe.objective.weight(d, advantage, **inputs)
@@ -135,10 +142,11 @@ def test_limits_at_zero_and_infinity(name):
     found = []
     for sign in (1.0, -1.0):
         for end in (-30.0, 30.0):
-            d = torch.tensor(end, dtype=torch.float64)
-            inputs = dict.fromkeys(objective.needs, d)
-            w = float(objective.weight(d, torch.tensor(sign).double(), **inputs)) * sign
-            found.append(w)
+            d, a = (torch.tensor([x], dtype=torch.float64) for x in (end, sign))
+            inputs = neutral_inputs(objective, d, a)
+            if "reference_log_ratio" in inputs:
+                inputs["reference_log_ratio"] = d
+            found.append(float(objective.weight(d, a, **inputs)) * sign)
     for number, limit in zip(found, expected, strict=True):
         if math.isinf(limit):
             assert number * limit > 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rgpo.core import recipes
+from rgpo.core.objective import neutral_inputs
 from rgpo.core.objectives.importance import Importance
 from rgpo.core.objectives.ppo import PPO
 from rgpo.core.objectives.rgpo import RGPO
@@ -43,7 +44,7 @@ def test_raw_rgpo_is_the_normalised_one_times_a_quarter_of_k(k):
 def test_all_unit_slope_objectives_agree_at_ratio_one():
     zero, advantage = torch.zeros(2, dtype=torch.float64), torch.tensor([1.5, -0.3]).double()
     for recipe in recipes.recipes():
-        inputs = dict.fromkeys(recipe.objective.needs, zero)
+        inputs = neutral_inputs(recipe.objective, zero, advantage)
         if recipe.objective.unit_slope:
             weight = recipe.objective.weight(zero, advantage, **inputs)
             torch.testing.assert_close(weight, advantage)

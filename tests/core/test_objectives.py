@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgpo.core import recipes
-from rgpo.core.objective import SAFE_LOG_RATIO, Objective
+from rgpo.core.objective import INPUTS, SAFE_LOG_RATIO, Objective
 
 RECIPES = list(recipes.recipes())
 OBJECTIVES = [pytest.param(r.objective, id=r.name) for r in RECIPES]
@@ -18,16 +18,32 @@ EXTREME = [-1e4, -400.0, -90.0, -40.0, -1e-8, 0.0, 1e-8, 40.0, 89.0, 400.0, 1e4]
 
 def extra_inputs(objective: Objective, log_ratio: torch.Tensor, offset: float = 0.3) -> dict:
     """Further log-ratios move with the same log-prob: log_ratio plus a constant."""
-    return dict.fromkeys(objective.needs, log_ratio + offset)
+    spread = torch.linspace(-1, 1, log_ratio.numel(), dtype=log_ratio.dtype).view_as(log_ratio)
+    every = {
+        "reference_log_ratio": log_ratio + offset,
+        "proximal_log_ratio": log_ratio + offset,
+        "log_prob": (log_ratio.detach() - offset).clamp(max=-1e-3),
+        "kl": 0.03 * (1 + spread),
+        "median_advantage": spread + offset,
+        "mask": torch.ones_like(log_ratio, dtype=torch.bool),
+    }
+    return {name: every[name] for name in objective.needs}
 
 
 def weight_on_grid(objective: Objective, log_ratio: torch.Tensor, sign: float) -> torch.Tensor:
-    """|w| with A = sign on the grid of the log-ratio and, where needed, of the second one."""
-    advantage = torch.full((), sign, dtype=log_ratio.dtype)
-    if not objective.needs:
-        return objective.weight(log_ratio, advantage).abs()
-    inputs = dict.fromkeys(objective.needs, log_ratio[None, :])
-    return objective.weight(log_ratio[:, None], advantage, **inputs).abs()
+    """|w| with A = sign on the grid of the log-ratio and, where needed, of a second one.
+
+    Objectives that see a unit get units of one element.
+    """
+    second = [n for n in objective.needs if n.endswith("log_ratio")]
+    shape = (-1, 1, 1) if second else (-1, 1)
+    d = log_ratio.view(shape)
+    if second:
+        d = d.expand(-1, len(log_ratio), -1)
+    inputs = extra_inputs(objective, d)
+    if second:
+        inputs |= dict.fromkeys(second, log_ratio.view(1, -1, 1).expand_as(d))
+    return objective.weight(d, torch.full_like(d, sign), **inputs).abs()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -91,7 +107,9 @@ def test_sup_weight_is_the_numerical_supremum(objective):
     if math.isinf(objective.sup_weight):
         ratio = torch.tensor([1e3, 1e5, 1e7, 1e9], dtype=torch.float64)
     largest = max(float(weight_on_grid(objective, ratio.log(), sign).max()) for sign in (1.0, -1.0))
-    if math.isinf(objective.sup_weight):
+    if objective.scope != "element":  # its supremum may need more than one element
+        assert largest <= objective.sup_weight * (1 + 1e-9)
+    elif math.isinf(objective.sup_weight):
         assert largest > 1e6
     else:
         assert largest <= objective.sup_weight * (1 + 1e-9)
@@ -103,21 +121,66 @@ def test_sup_weight_is_the_numerical_supremum(objective):
 def test_unit_slope_means_weight_equals_advantage_at_ratio_one(objective, advantage):
     d = torch.zeros(3, dtype=torch.float64)
     a = torch.full_like(d, advantage)
-    weight = objective.weight(d, a, **extra_inputs(objective, d, 0.0))
+    inputs = extra_inputs(objective, d, 0.0)
+    weight = objective.weight(d, a, **inputs)
     slope_is_one = bool(torch.allclose(weight, a, rtol=1e-12))
     assert slope_is_one == objective.unit_slope
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_weight_vanishes_with_the_advantage_and_keeps_the_dtype(objective):
+def test_shape_and_dtype_are_kept(objective):
     for dtype in (torch.float32, torch.float64):
-        d = torch.linspace(-2, 2, 9, dtype=dtype)
-        zero = torch.zeros_like(d)
+        d = torch.linspace(-2, 2, 18, dtype=dtype).view(3, 6)
+        a = torch.linspace(-1, 1, 18, dtype=dtype).view(3, 6).flip(0)
         inputs = extra_inputs(objective, d)
-        assert torch.count_nonzero(objective.weight(d, zero, **inputs)) == 0
-        assert objective.weight(d, zero, **inputs).dtype == dtype
-        assert objective.value(d, zero, **inputs).dtype == dtype
-        assert objective.value(d, zero + 1, **inputs).shape == d.shape
+        for found in (objective.weight(d, a, **inputs), objective.value(d, a, **inputs)):
+            assert found.dtype == dtype
+            assert found.shape == d.shape
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_homogeneous_means_that_the_weight_is_proportional_to_the_advantage(objective):
+    d = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    a = torch.tensor([1.0, -2.0, 0.5, 3.0, -0.1, 0.0, 0.7, -0.9, -4.0], dtype=torch.float64)
+    inputs = extra_inputs(objective, d)
+    weight, thrice = (objective.weight(d, c * a, **inputs) for c in (1, 3))
+    proportional = torch.allclose(thrice, 3 * weight, rtol=1e-9, atol=1e-12)
+    vanishes = torch.count_nonzero(objective.weight(d, 0 * a, **inputs)) == 0
+    assert bool(proportional and vanishes) == objective.homogeneous
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_units_do_not_act_on_each_other(objective):
+    """Only the elements of one unit, along the last axis, see each other."""
+    d = torch.linspace(-1, 1, 12, dtype=torch.float64).view(2, 6)
+    a = torch.linspace(1.4, -1, 12, dtype=torch.float64).view(2, 6)
+    inputs = extra_inputs(objective, d)
+    whole = objective.weight(d, a, **inputs)
+    for row in range(2):
+        alone = objective.weight(d[row], a[row], **{k: v[row] for k, v in inputs.items()})
+        torch.testing.assert_close(alone, whole[row])
+    if objective.scope == "element":
+        one = objective.weight(d[0, :1], a[0, :1], **{k: v[0, :1] for k, v in inputs.items()})
+        torch.testing.assert_close(one, whole[0, :1])
+
+
+@pytest.mark.parametrize("objective", [p for p in OBJECTIVES if p.values[0].scope != "element"])
+def test_masked_elements_of_a_unit_have_no_influence(objective):
+    d = torch.tensor([0.3, -0.5, 1.2, -0.1], dtype=torch.float64)
+    a = torch.tensor([1.0, -1.0, 0.5, -0.4], dtype=torch.float64)
+    mask = torch.tensor([True, True, False, True])
+    inputs = extra_inputs(objective, d)
+    if "mask" not in inputs:
+        pytest.fail("an objective with a scope needs the mask")
+    inputs["mask"] = mask
+    weight = objective.weight(d, a, **inputs)
+    other = objective.weight(torch.where(mask, d, 7.0), torch.where(mask, a, -9.0), **inputs)
+    torch.testing.assert_close(weight[mask], other[mask])
+
+
+def test_every_input_that_is_needed_is_documented():
+    for recipe in RECIPES:
+        assert set(recipe.objective.needs) <= set(INPUTS), recipe.name
 
 
 def test_every_recipe_configures_each_hyper_parameter_and_refuses_others():

@@ -16,7 +16,7 @@ from rgpo.core.checks import (
     working_dtype,
 )
 from rgpo.core.kl import k1, k3
-from rgpo.core.ratio import raw_ratio
+from rgpo.core.ratio import raw_ratio, saturate_exponent
 
 KL_SPIKE = 0.04
 """An update whose KL(old || new) exceeds this is a spike (arXiv 2604.14895; value: inferred)."""
@@ -42,6 +42,10 @@ GLOSSARY: dict[str, str] = {
     "kl_k1": "Mean of -log r: unbiased estimate of KL(old || new), may be negative.",
     "kl_k3": "Mean of r - 1 - log r: unbiased estimate of KL(old || new), never negative.",
     "ess": "Effective sample size over sample size, (sum r)^2 / (n sum r^2), in (0, 1].",
+    "chi2": (
+        "Mean of (r - 1)^2: the variance of the ratio, an estimate of the chi-squared divergence "
+        "of the new from the old policy."
+    ),
     "ratio_min": "Smallest ratio r = new / old probability of the batch.",
     "ratio_q001": "0.1% quantile of the ratio: one sample in a thousand is at or below it.",
     "ratio_q01": "1% quantile of the ratio.",
@@ -156,10 +160,16 @@ def _ratio_metrics(d: Tensor, keep: Tensor, n: Tensor) -> dict[str, Tensor]:
         "kl_k1": (k1(d) * share).sum(-1),
         "kl_k3": torch.clamp((k3(d) * share).sum(-1), max=largest),
         "ess": torch.clamp(ess, max=1),
+        "chi2": torch.clamp((_squared_excess(d) * share).sum(-1), max=largest),
         **dict(zip(QUANTILES, raw_ratio(quantiles).unbind(-1), strict=True)),
         "ratio_spread": torch.where(n > 0, torch.abs(d).amax(-1), torch.nan),
         "tail_index": _tail_index(d, ordered, keep, n),
     }
+
+
+def _squared_excess(d: Tensor) -> Tensor:
+    """(r - 1)^2, saturated like `raw_ratio`; 0 where d is 0."""
+    return torch.exp(saturate_exponent(2 * torch.log(torch.abs(torch.expm1(d)))))
 
 
 def _order_statistics(ordered: Tensor, n: Tensor, per_mille: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ below; they agree with the exact gradients by enumeration (tests/core/test_kl.py
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -117,17 +118,30 @@ class KLPenalty:
     target: float | None = None
     """KL per update that `adapt` steers to; None: the coefficient stays as it is."""
 
+    direction: Literal["forward", "reverse"] = "forward"
+    """`forward` is KL(old || new), `reverse` KL(new || old)."""
+
+    annealed: bool = False
+    """Whether the coefficient is divided by the share of training that is left, so that the
+    penalty grows without bound (MDPO, arXiv 2005.09814)."""
+
     def __post_init__(self) -> None:
         if not 0 < self.coefficient < float("inf"):
             raise ValueError(
                 f"the KL coefficient must be positive and finite, got {self.coefficient}: "
                 "leave the penalty out to have none"
             )
+        if self.direction not in ("forward", "reverse"):
+            raise ValueError(f"unknown direction {self.direction!r}: choose forward or reverse")
         if self.target is not None and not 0 < self.target < float("inf"):
             raise ValueError(
                 f"the KL target must be positive and finite, got {self.target}: "
                 "leave it out to keep the coefficient fixed"
             )
+
+    def weight(self, progress: float) -> float:
+        """The coefficient at `progress`, the share of training that is done, in [0, 1)."""
+        return self.coefficient / (1 - progress) if self.annealed else self.coefficient
 
     def adapt(self, kl: float) -> "KLPenalty":
         """Twice the coefficient if kl > 1.5 target, half of it if kl < target / 1.5.

@@ -42,8 +42,14 @@ class Recipe:
     kl: KLPenalty | None = None
     """KL(old || new) penalty added to the loss; adaptive when it has a target."""
 
-    step: Literal["gradient", "natural-gradient"] = "gradient"
-    """`natural-gradient`: conjugate gradient and line search on a KL constraint (TRPO)."""
+    step: Literal["gradient", "natural-gradient", "clip-normalized"] = "gradient"
+    """`natural-gradient`: conjugate gradient and line search on a KL constraint (TRPO).
+    `clip-normalized`: the gradient over the norm of what clipping took from it (S-PPO)."""
+
+    anchor_decay: float = 0.0
+    """Which policy `proximal_log_ratio` refers to, where the objective needs it: 0 is the policy
+    at the start of the update, otherwise the exponentially weighted average of the parameters
+    after each optimiser step with this decay (`rgpo.core.anchor`)."""
 
     confidence: str = "paper"
     """Where the formula and the defaults come from."""
@@ -85,7 +91,8 @@ class Recipe:
         for name, number in (("kl_coefficient", coefficient), ("kl_target", target)):
             if isinstance(number, str):
                 raise ValueError(f"{name} must be a number, got {number!r}")  # noqa: TRY004
-        return KLPenalty(float(coefficient), None if target is None else float(target))
+        target = None if target is None else float(target)
+        return replace(old, coefficient=float(coefficient), target=target)
 
 
 _REGISTRY: dict[str, Recipe] = {}
