@@ -6,6 +6,8 @@ inputs by name, or None: those that say nothing. s is the logistic sigmoid.
 
 import math
 
+import golden_catalogue
+import golden_units
 import pytest
 import torch
 
@@ -102,6 +104,9 @@ LIMITS = {  # w / A as r -> 0 and r -> infinity, for A > 0 then A < 0
     "cispo": (0, 5, 0, 5),
     "spo": (0, -INF, 0, INF),
 }
+for more in (golden_catalogue, golden_units):
+    GOLDEN += more.GOLDEN
+    LIMITS |= more.LIMITS
 
 
 def inputs_of(recipe: recipes.Recipe, d: torch.Tensor, a: torch.Tensor, given) -> dict:

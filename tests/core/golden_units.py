@@ -1,0 +1,4 @@
+"""Golden rows of test_golden.py."""
+
+GOLDEN = []
+LIMITS = {}
