@@ -7,6 +7,7 @@ inputs by name, or None: those that say nothing. s is the logistic sigmoid.
 import math
 
 import golden_catalogue
+import golden_reparam
 import golden_units
 import pytest
 import torch
@@ -104,7 +105,7 @@ LIMITS = {  # w / A as r -> 0 and r -> infinity, for A > 0 then A < 0
     "cispo": (0, 5, 0, 5),
     "spo": (0, -INF, 0, INF),
 }
-for more in (golden_catalogue, golden_units):
+for more in (golden_catalogue, golden_reparam, golden_units):
     GOLDEN += more.GOLDEN
     LIMITS |= more.LIMITS
 
