@@ -1,0 +1,155 @@
+"""Certificates of control updates: what is guaranteed about a step, and steps with a guarantee.
+
+The bound itself is `rgpo.core.certificate`. Here it is taken over the rollout that the update was
+fitted to, with estimated advantages and states that are correlated and undiscounted: its
+confidence is nominal (docs/certificates.md says what that means and how large the parts are).
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from rgpo.control.distributions import Categorical, Distribution
+from rgpo.core.certificate import categorical_tv, certify, gate_range, tv_bound
+from rgpo.core.objective import Objective
+from rgpo.core.objectives.rgpo import RGPO
+
+CONFIDENCE = 0.95
+"""Of the logged certificate, and of all candidates of one certified update together."""
+
+HALVINGS = 10
+"""Of a certified update before it becomes the null step."""
+
+GLOSSARY: dict[str, str] = {
+    "certificate": (
+        f"Lower bound of J(new) - J(old) at a nominal {CONFIDENCE:.0%} confidence, in units of the "
+        "(scaled) discounted return: certificate_surrogate - certificate_gate - "
+        "certificate_shift - certificate_interval. Far below 0 where the discount is long."
+    ),
+    "certificate_surrogate": (
+        "Mean of (g - 1) A over 1 - gamma: the gain that the surrogate promises. g is the recipe's "
+        "gate, normalised; rgpo-gate's where the recipe's is unbounded."
+    ),
+    "certificate_gate": "What the gate gives up of the gain; noisy, as the interval says.",
+    "certificate_shift": (
+        "What the change of the visited states may cost: by far the largest part in long tasks."
+    ),
+    "certificate_interval": "Width of the confidence interval (empirical Bernstein).",
+    "accepted_step": (
+        "Share of the policy's update that was kept: 1 unless --certified shortened it; 0 is the "
+        "null step, whose certificate is 0."
+    ),
+}
+"""The row keys that come from here."""
+
+
+def total_variation(distribution: Distribution, old: Tensor, new: Tensor, kl: Tensor) -> Tensor:
+    """TV between two policies in each state, or an upper bound: (..., P) twice -> (...).
+
+    Exact for one categorical action; for several the sum of theirs, which bounds that of the
+    product, where it is smaller than the bound from `kl` = KL(old || new), which serves all others.
+    """
+    bound = tv_bound(kl)
+    if not isinstance(distribution, Categorical):
+        return bound
+    pairs = zip(old.split(distribution.sizes, -1), new.split(distribution.sizes, -1), strict=True)
+    total = torch.stack([categorical_tv(p, q) for p, q in pairs]).sum(0)
+    return torch.minimum(total, bound) if len(distribution.sizes) > 1 else total
+
+
+@cache
+def certifying(objective: Objective) -> Objective:
+    """The objective itself if its gate is bounded, else the library's gate.
+
+    The bound is about two policies: any gate gives a valid one, whatever moved the policy.
+    """
+    try:
+        gate_range(objective)
+    except ValueError:
+        return RGPO()
+    return objective
+
+
+def certify_runs(
+    objectives: Iterable[Objective],
+    log_ratio: Tensor,
+    advantage: Tensor,
+    tv: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    confidence: float = CONFIDENCE,
+) -> dict[str, Tensor]:
+    """`rgpo.core.certificate.certify` for R runs (R, N), by row key: (R,) float64.
+
+    Neighbours with equal objectives are computed together. No certificate exists for gamma = 1.
+    """
+    if gamma == 1:
+        return {}
+    found, start = [], 0
+    for objective, group in groupby(certifying(objective) for objective in objectives):
+        end = start + len(list(group))
+        data = [x[start:end] for x in (log_ratio, advantage, mask)]
+        found.append(
+            certify(objective, *data, tv=tv[start:end], gamma=gamma, confidence=confidence)
+        )
+        start = end
+    keys = {
+        "certificate": "bound",
+        "certificate_surrogate": "surrogate",
+        "certificate_gate": "gate",
+        "certificate_shift": "shift",
+        "certificate_interval": "interval",
+    }
+    return {key: torch.cat([getattr(c, name) for c in found]) for key, name in keys.items()}
+
+
+def certified_fraction(promise: Callable[[Tensor], Tensor], runs: int) -> Tensor:
+    """The largest of 1, 1/2, ..., 2^-HALVINGS of each run's step whose promise is >= 0, else 0.
+
+    `promise` maps fractions (R,) to certificates (R,). It is asked HALVINGS + 1 times at most:
+    each answer should hold with confidence `confidence_per_candidate()` for all to hold together.
+    """
+    fraction = torch.ones(runs, dtype=torch.float64)
+    for _ in range(HALVINGS + 1):
+        short = ~(promise(fraction) >= 0)
+        if not short.any():
+            return fraction
+        fraction = torch.where(short, fraction / 2, fraction)
+    return torch.where(short, 0, fraction)
+
+
+def confidence_per_candidate(confidence: float = CONFIDENCE) -> float:
+    """What every candidate of a certified update needs for `confidence` in all (union bound)."""
+    return 1 - (1 - confidence) / (HALVINGS + 1)
+
+
+def policy_parameters(policies: Iterable[nn.Module]) -> list[dict[str, Tensor]]:
+    """A copy of every parameter that the actions depend on: all but the critic's, by run.
+
+    A CNN shared by actor and critic belongs to the policy.
+    """
+    return [
+        {k: p.detach().clone() for k, p in policy.named_parameters() if not k.startswith("critic.")}
+        for policy in policies
+    ]
+
+
+@torch.no_grad()
+def place(
+    policies: Iterable[nn.Module],
+    old: list[dict[str, Tensor]],
+    new: list[dict[str, Tensor]],
+    fraction: Tensor,
+) -> None:
+    """Put every policy at `fraction` (R,) of the line from `old` to `new`, in place.
+
+    Exactly `old` at 0 and exactly `new` at 1.
+    """
+    for policy, start, end, share in zip(policies, old, new, fraction.tolist(), strict=True):
+        own = dict(policy.named_parameters())
+        for name in start:
+            own[name].copy_(torch.lerp(start[name], end[name], share))
