@@ -316,6 +316,8 @@ def _find(env_id: str) -> Any:
 
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner for each one made
         gym.register_envs(ale_py)
+    if name.startswith("rgpo/"):  # the library's own differentiable tasks, as ordinary ones
+        importlib.import_module("rgpo.differentiable.gymnasium_view")
     try:
         if module:
             importlib.import_module(module)

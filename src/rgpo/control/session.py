@@ -49,7 +49,7 @@ def start(
             "learner_used": type(trainer.learner).__name__,
         }
         runs.append(Run.create(directory, document, trackers=config.track))
-    return _Session(trainer, runs, progress).train()
+    return Session(trainer, runs, evaluate_run, progress).train()
 
 
 def resume(directories: Sequence[Path], progress: Progress | None = None) -> list[str]:
@@ -70,18 +70,29 @@ def resume(directories: Sequence[Path], progress: Progress | None = None) -> lis
         run.truncate_after(updates)
     for sentence in skipped:
         warnings.warn(sentence, stacklevel=2)
-    return _Session(trainer, runs, progress).train()
+    return Session(trainer, runs, evaluate_run, progress).train()
 
 
-class _Session:
-    """The life of some runs from one start to the next stop."""
+class Session:
+    """The life of some runs from one start to the next stop.
 
-    def __init__(self, trainer: Trainer, runs: list[Run], progress: Progress | None) -> None:
-        self.trainer, self.runs, self.progress = trainer, runs, progress
+    `trainer` is a `Trainer` or one with the same `step`, `states` and public attributes;
+    `evaluate` takes a run directory and `episodes`.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        runs: list[Run],
+        evaluate: Callable[..., EpisodeResults],
+        progress: Progress | None,
+    ) -> None:
+        self.trainer, self.runs, self.evaluate, self.progress = trainer, runs, evaluate, progress
         self.saved = [trainer.updates_done] * len(runs)
         self.status = ["unfinished"] * len(runs)
 
     def train(self) -> list[str]:
+        """Train to the end or the next stop; each run's final status."""
         config = self.trainer.config
         try:
             with _interruptible() as stop:
@@ -132,7 +143,7 @@ class _Session:
             run, config = self.runs[r], self.trainer.configs[r]
             result: dict[str, Any] = {"final_return": final_return(run.metrics())}
             if evaluate_too and config.eval_episodes:
-                results = evaluate_run(run.path, episodes=config.eval_episodes)
+                results = self.evaluate(run.path, episodes=config.eval_episodes)
                 result["eval_return"] = float(np.mean(results.returns))
                 result["eval_returns"] = [float(x) for x in results.returns]
             run.finish(status, message, result)

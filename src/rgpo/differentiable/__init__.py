@@ -1,0 +1,1 @@
+"""Policy optimisation through the gradient of a differentiable simulator."""

@@ -1,0 +1,49 @@
+"""Cart-pole swing-up: the pole hangs at the start."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rgpo.differentiable.tasks.task import Segment, Task, between
+
+GRAVITY, CART, POLE, HALF_LENGTH, MAX_FORCE, TRACK = 9.8, 1.0, 0.1, 0.5, 10.0, 3.0
+
+
+class Cartpole(Task):
+    """State (x, velocity, angle from upright, angular velocity); action: force / 10 N.
+
+    Reward in [-0.01, 1]: (1 + cos angle) / 2, less away from the middle of the track and a little
+    for force. Terminated where the cart leaves the track, |x| > 3. Equations of motion without
+    friction as in Gymnasium's CartPole, semi-implicit Euler.
+    """
+
+    state_size, observation_size, action_size, noise_size = 4, 5, 1, 4
+    max_steps, dt = 200, 0.04
+    view = (-3.2, 3.2, -1.6, 1.6)
+
+    def initial(self, noise: Tensor) -> Tensor:  # noqa: D102
+        small = between(noise, -0.1, 0.1)
+        return small + small.new_tensor([0.0, 0.0, math.pi, 0.0])
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        x, velocity, angle, spin = state.unbind(-1)
+        sin, cos = torch.sin(angle), torch.cos(angle)
+        total, lever = CART + POLE, POLE * HALF_LENGTH
+        push = (MAX_FORCE * action[:, 0] + lever * spin**2 * sin) / total
+        inertia = HALF_LENGTH * (4 / 3 - POLE * cos**2 / total)
+        turning = (GRAVITY * sin - cos * push) / inertia
+        velocity = velocity + self.dt * (push - lever * turning * cos / total)
+        spin = spin + self.dt * turning
+        x, angle = x + self.dt * velocity, angle + self.dt * spin
+        reward = (1 + torch.cos(angle)) / 2 / (1 + x**2 / 4) - 0.01 * action[:, 0] ** 2
+        return torch.stack([x, velocity, angle, spin], dim=-1), reward, torch.abs(x) > TRACK
+
+    def observe(self, state: Tensor) -> Tensor:  # noqa: D102
+        x, velocity, angle, spin = state.unbind(-1)
+        return torch.stack([x, velocity, torch.cos(angle), torch.sin(angle), spin], dim=-1)
+
+    def drawing(self, state: Tensor) -> list[Segment]:  # noqa: D102
+        x, _, angle, _ = state.tolist()
+        tip = (x + 2 * HALF_LENGTH * math.sin(angle), 2 * HALF_LENGTH * math.cos(angle))
+        return [((-TRACK, 0.0), (TRACK, 0.0)), ((x - 0.2, 0.05), (x + 0.2, 0.05)), ((x, 0.0), tip)]

@@ -1,0 +1,175 @@
+"""A window: H steps of E environments with the graph attached, and the action gradients.
+
+    R = sum_t gamma^c_t r_t + bootstraps,      G_t = dR / da_t,
+
+c counts from the window's start and from 0 again after a reset inside it; a truncated episode and
+the window's end are continued by the target critic at the final observation, gamma^(c+1) V, with
+the graph attached; a terminated one by 0. G is the total derivative: through the dynamics and
+through the later actions of the same policy (arXiv 2204.07137, 2508.06214).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rgpo.differentiable.networks import Actor
+from rgpo.differentiable.surrogate import normal_entropy, squash_log_slope
+from rgpo.differentiable.vector import TaskVectorEnv, maybe_any
+from rgpo.errors import RgpoError
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Window:
+    """What was seen and done, (H, E, ...); data only, but for `action` and `objective`."""
+
+    raw: Tensor
+    """Observations as the environment gave them, (H, E, O)."""
+    observation: Tensor
+    """As the policy saw them."""
+    final: Tensor
+    """Observations after each step and before any reset, as the policy would see them."""
+    action: list[Tensor]
+    """Before squashing, H of (E, A), in the graph."""
+    mean: Tensor
+    """Of the behaviour policy, (H, E, A)."""
+    log_std: Tensor
+    """Likewise."""
+    reward: Tensor
+    """The environment's, (H, E)."""
+    bonus: Tensor
+    """The entropy's share of the reward, (H, E); 0 without soft rewards."""
+    discount: Tensor
+    """gamma^c_t, (H, E)."""
+    terminated: Tensor
+    """(H, E) bool."""
+    truncated: Tensor
+    """(H, E) bool."""
+    objective: Tensor
+    """R of each environment, (E,), in the graph."""
+
+
+def unroll(
+    environments: TaskVectorEnv,
+    actor: Actor,
+    normalize: Function,
+    bootstrap: Function,
+    noise: Tensor,
+    *,
+    gamma: float,
+    entropy_reward: float = 0.0,
+) -> Window:
+    """Act for H steps with noise (H, E, A) and keep the graph, unless gradients are switched off.
+
+    `bootstrap` maps normalised observations (E, O) to values (E,). With `entropy_reward` > 0 that
+    multiple of the entropy of the action, as the environment sees it, is added to every reward;
+    the policy's own part of it does not depend on the action and is left to the entropy bonus.
+    """
+    bounded = environments.task.bounded
+    observation = environments.detach()
+    discount = torch.ones_like(noise[0, :, 0])
+    total = torch.zeros_like(discount)
+    kept: dict[str, list[Tensor]] = {name: [] for name in _KEPT}
+    actions = []
+    for t in range(len(noise)):
+        seen = normalize(observation)
+        mean, log_std = actor(seen)
+        action = mean + torch.exp(log_std) * noise[t]
+        raw = observation
+        observation, reward, terminated, truncated, info = environments.step(
+            torch.tanh(action) if bounded else action
+        )
+        bonus = torch.zeros_like(reward)
+        if entropy_reward:
+            slope = squash_log_slope(action) if bounded else 0.0
+            bonus = entropy_reward * (normal_entropy(log_std) + slope)
+        final = normalize(info["final_obs"])
+        total = total + discount * (reward + bonus)
+        goes_on = truncated | ~terminated if t == len(noise) - 1 else truncated
+        if maybe_any(goes_on):
+            total = total + torch.where(goes_on, gamma * discount * bootstrap(final), 0)
+        step = (raw, seen, final, mean, log_std, reward, bonus, discount, terminated, truncated)
+        for name, tensor in zip(_KEPT, step, strict=True):
+            kept[name].append(tensor.detach())
+        actions.append(action)
+        discount = torch.where(terminated | truncated, 1, gamma * discount)
+    stacked = {name: torch.stack(tensors) for name, tensors in kept.items()}
+    return Window(action=actions, objective=total, **stacked)
+
+
+_KEPT = (
+    "raw",
+    "observation",
+    "final",
+    "mean",
+    "log_std",
+    "reward",
+    "bonus",
+    "discount",
+    "terminated",
+    "truncated",
+)
+
+
+def action_gradients(window: Window) -> Tensor:
+    """G, (H, E, A), by one back-propagation through time; parameters get no gradient.
+
+    Raises RgpoError if no gradient reaches the actions or an operation in place broke the graph.
+    """
+    try:
+        found = torch.autograd.grad(window.objective.sum(), window.action, allow_unused=True)
+    except RuntimeError as error:
+        if "inplace operation" in str(error):
+            raise RgpoError(
+                "the task changes a tensor in place that its gradient needs: return new tensors "
+                f"from step and observe ({str(error).split(':')[0]})"
+            ) from error
+        if "does not require grad" in str(error):
+            raise RgpoError(_NO_GRADIENT) from error
+        raise
+    if any(gradient is None for gradient in found):
+        raise RgpoError(_NO_GRADIENT)
+    return torch.stack(found)  # type: ignore[arg-type]
+
+
+_NO_GRADIENT = (
+    "no gradient reaches the action: the task is not differentiable (does it detach, round or "
+    "leave torch?); train it with the score function, or with --algo reppo, instead"
+)
+
+
+def require_gradient(environments: TaskVectorEnv) -> None:
+    """RgpoError unless both reward or next observation depend on the action through the graph."""
+    size = (environments.num_envs, environments.task.action_size)
+    action = torch.zeros(size, dtype=environments.dtype, device=environments.device)
+    action.requires_grad_()
+    state, reward, _ = environments.task.step(environments.state, action)
+    probe = environments.task.observe(state).sum() + reward.sum()
+    if not probe.requires_grad:
+        raise RgpoError(_NO_GRADIENT)
+    (gradient,) = torch.autograd.grad(probe, action, allow_unused=True)
+    if gradient is None or not bool((gradient != 0).any()):
+        raise RgpoError(_NO_GRADIENT)
+
+
+def graph_bytes(environments: TaskVectorEnv, actor: Actor, normalize: Function) -> int:
+    """Bytes that the graph of one step holds, counted on one."""
+    sizes: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    size = (environments.num_envs, environments.task.action_size)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        mean, log_std = actor(normalize(environments.detach()))
+        noise = torch.zeros(size, dtype=environments.dtype, device=environments.device)
+        action = torch.tanh(mean + torch.exp(log_std) * noise)
+        state, reward, _ = environments.task.step(environments.state, action)
+        kept = (environments.task.observe(state), reward)
+    del kept
+    return sum(sizes.values())
