@@ -115,8 +115,10 @@ def certify(
     Assumptions. (1) `advantage` is unbiased given state and action, up to any function of the
     state, with |advantage| <= `max_advantage`; None takes the batch's largest. (2) eps is at most
     M min(1, 2 `max_tv`), `max_tv` being the largest TV of any state; None takes the batch's.
-    (3) Samples are independent, states drawn from d_old. Samples of a rollout are neither, its
-    states are undiscounted and its advantages estimated: the confidence is then nominal.
+    (3) Samples are independent, states drawn from d_old. (4) pi was not fitted to these samples.
+    A training rollout breaks all four: the confidence is then nominal, and a policy that learned
+    the noise of the batch is certified for it (tests/core/test_certificate.py); a second batch
+    that only certifies restores (3) in part and (4).
 
     `objective` must have a bounded gate, see `gate_range`. ValueError for shapes, dtypes, numbers
     and objectives that do not fit; -inf with a reason, for that batch alone, for fewer than two
