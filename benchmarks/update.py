@@ -43,7 +43,8 @@ def make(learner_class: type, recipe: str) -> tuple[PlainLearner | FastLearner, 
     action = distribution.sample(parameters, draw(ACTIONS))
     log_prob = distribution.log_prob(parameters, action)
     mask = torch.ones(1, SAMPLES, dtype=torch.bool)
-    batch = Batch(observation, action, parameters, log_prob, draw(), value + draw(), value, mask)
+    rest = (draw(), value + draw(), value, mask)
+    batch = Batch(observation, action, parameters, log_prob, log_prob, *rest)
     return learner, batch
 
 
@@ -67,7 +68,7 @@ def main() -> None:
         for number in range(count + 2):
             for label, (learner, batch) in made.items():
                 penalty = 1.0 if "KL" in label else 0.0
-                schedule = Schedule(np.array([1e-5]), np.array([penalty]))
+                schedule = Schedule(np.array([1e-5]), np.array([penalty]), np.zeros(1))
                 start = time.process_time()
                 learner.update(batch, shuffles, schedule)
                 if number >= 2:  # the first two warm the caches

@@ -134,6 +134,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, env):
     assert_same_run(straight, broken)
 
 
+@pytest.mark.parametrize("change", [{"staleness": 2}, {"recipe": "ppo-ewma"}])
+def test_old_policies_and_extra_heads_are_part_of_a_checkpoint(tmp_path, change):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    session.start([tiny(**change)], [straight])
+    session.start([tiny(**change)], [broken], stop_after(3))
+    assert resume_in_new_process([broken]) == "['finished']"
+    assert_same_run(straight, broken)
+
+
 def test_runs_that_train_together_are_resumed_together(tmp_path):
     configs = [tiny(), tiny(recipe="ppo", seed=1)]
     straight = [tmp_path / "straight0", tmp_path / "straight1"]

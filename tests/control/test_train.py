@@ -12,7 +12,9 @@ from rgpo.control.config import TrainConfig
 from rgpo.control.fast import FastLearner
 from rgpo.control.learner import PlainLearner
 from rgpo.control.train import Trainer
+from rgpo.core import recipes
 from rgpo.core.diagnostics import has_spread
+from rgpo.core.objectives.spo import SPO
 from rgpo.errors import RgpoError
 
 TINY = TrainConfig(
@@ -187,7 +189,7 @@ def returns_of_one_rollout(env, rollout_steps):
         policy.actor[0].weight.zero_()
         policy.actor[0].bias.copy_(torch.tensor([100.0, 0.0, 0.0]))  # always action 0
     rollout = trainer._collect()
-    batch = trainer._prepare(rollout)
+    batch, _ = trainer._prepare(rollout)
     torch.testing.assert_close(batch.advantage, batch.returns - batch.value)
     return batch.returns[0].tolist(), batch.mask[0].tolist(), rollout
 
@@ -326,3 +328,73 @@ def test_atari_is_trained():
     trainer, ((row,),) = train([config], 1)
     assert trainer.environments.observation_shapes == {"image": (4, 84, 84)}
     assert row["gradient_norm"] > 0
+
+
+# ---- old data, anchors, objectives that adapt -----------------------------------------------
+
+
+@pytest.mark.parametrize("learner", ["plain", "fast"])
+@pytest.mark.parametrize("env", TASKS)
+def test_stale_data_are_exactly_that_many_updates_old(env, learner):
+    """The behaviour log-probs are those of the policy of 2 updates ago, the values present ones."""
+    trainer = Trainer([tiny(env=env, staleness=2, learner=learner, learning_rate=1e-2)])
+    history, seen = [trainer.learner.parameters_of_runs()], []
+    update = trainer.learner.update
+    trainer.learner.update = lambda batch, *rest: seen.append(batch) or update(batch, *rest)
+    rows = []
+    for _ in range(5):
+        rows += trainer.step()
+        history.append(trainer.learner.parameters_of_runs())
+    for number, batch in enumerate(seen):
+        for age, log_prob in ((2, batch.log_prob), (0, batch.proximal_log_prob)):
+            trainer.learner.load_parameters(history[max(0, number - age)])
+            parameters, value = trainer.learner.evaluate(batch.observation)
+            expected = trainer.distribution.log_prob(parameters, batch.action)
+            torch.testing.assert_close(log_prob, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(batch.value, value, rtol=1e-4, atol=1e-5)
+    assert all(row["kl_behavior"] != row["kl"] for row in rows[2:])
+    assert (seen[0].log_prob == seen[0].proximal_log_prob).all()
+    assert (seen[2].log_prob != seen[2].proximal_log_prob).any()
+
+
+def test_an_anchor_that_decays_is_the_average_of_the_past():
+    """What proximal_log_prob refers to; a run without anchor_decay has the present policy."""
+    name = next(r.name for r in recipes.recipes() if r.anchor_decay and r.level == "token")
+    trainer = Trainer([tiny(recipe=name), tiny(recipe="ppo")])
+    seen, update = [], trainer.learner.update
+    trainer.learner.update = lambda batch, *rest: seen.append(batch) or update(batch, *rest)
+    for _ in range(3):
+        trainer.step()
+    assert (seen[2].proximal_log_prob[0] != seen[2].log_prob[0]).any()
+    torch.testing.assert_close(seen[2].proximal_log_prob[1], seen[2].log_prob[1])
+
+
+def test_objectives_and_their_learning_rate_follow_what_was_measured():
+    @dataclasses.dataclass(frozen=True)
+    class Adapting(SPO):
+        def adapt(self, diagnostics):
+            assert 0 < diagnostics["progress"] <= 1
+            return dataclasses.replace(self, epsilon=self.epsilon + diagnostics["ess"])
+
+        def learning_rate_scale(self, diagnostics):
+            return 0.5 if diagnostics["ess"] else 1.0
+
+    trainer = Trainer([tiny(recipe="spo"), tiny(recipe="ppo")])
+    trainer.recipes[0] = dataclasses.replace(trainer.recipes[0], objective=Adapting())
+    first, second = trainer.step(), trainer.step()
+    expected = SPO().epsilon + first[0]["ess"] + second[0]["ess"]
+    assert trainer.recipes[0].objective.epsilon == pytest.approx(expected)
+    assert trainer.learner.objectives[0][0] == trainer.recipes[0].objective
+    assert second[0]["learning_rate"] == pytest.approx(second[1]["learning_rate"] / 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "env", "sentence"),
+    [
+        ("rgpo-dual-detached", "CartPole-v1", "no reference model"),
+        ("gspo", "CartPole-v1", "per sequence"),
+    ],
+)
+def test_what_control_cannot_supply_is_refused_by_name(recipe, env, sentence):
+    with pytest.raises(RgpoError, match=sentence):
+        Trainer([tiny(recipe=recipe, env=env)])

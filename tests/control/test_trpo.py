@@ -53,6 +53,6 @@ def test_an_update_trains_the_critic_as_well():
     order = np.tile(np.arange(SAMPLES), (1, BASE.epochs, 1))
     error = ((batch.value - batch.returns)[batch.mask] ** 2).mean()
     for _ in range(15):
-        plain.update(batch, order, Schedule(np.array([3e-3]), np.zeros(1)))
+        plain.update(batch, order, Schedule(np.array([3e-3]), np.zeros(1), np.zeros(1)))
     _, value = plain.evaluate(batch.observation)
     assert ((value - batch.returns)[batch.mask] ** 2).mean() < 0.8 * error

@@ -14,7 +14,7 @@ PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl")
 
 _COUNTS = ("steps", "num_envs", "rollout_steps", "epochs", "minibatch_size", "keep")
 _POSITIVE = ("learning_rate", "max_kl", "checkpoint_every", "target_kl", "value_clip")
-_NOT_NEGATIVE = ("seed", "eval_episodes", "max_grad_norm", "value_coefficient")
+_NOT_NEGATIVE = ("seed", "staleness", "eval_episodes", "max_grad_norm", "value_coefficient")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class TrainConfig:
 
     learning_rate: float = 3e-4
     """Adam's learning rate (epsilon 1e-5) at the start."""
+
+    staleness: int = 0
+    """Updates between the policy that acts and the one that learns: every rollout is this many
+    updates old (at the start of a run less, then it is that of the first policy)."""
 
     schedule: Literal["linear", "constant"] = "linear"
     """Learning rate over the run: linear to zero, or constant."""

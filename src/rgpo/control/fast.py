@@ -42,7 +42,10 @@ class FastLearner:
         gaussian = isinstance(distribution, Normal) and not config.state_dependent_std
         categorical = isinstance(distribution, Categorical) and len(distribution.sizes) == 1
         head = gaussian or categorical
-        steps = all(recipe.step == "gradient" for recipe in recipes)
+        steps = all(
+            recipe.step == "gradient" and "median_advantage" not in recipe.objective.needs
+            for recipe in recipes
+        )
         equal_widths = len(set(config.hidden)) == 1
         return set(observation_shapes) == {"vector"} and head and steps and equal_widths
 
@@ -57,10 +60,7 @@ class FastLearner:
         self.runs, self.width = len(policies), self.config.hidden[0]
         self.layers = len(self.config.hidden)
         self.gaussian = policies[0].gaussian
-        self.objectives = [
-            (objective, len(list(group)))
-            for objective, group in groupby(recipe.objective for recipe in recipes)
-        ]
+        self.set_recipes(recipes)
         targets = [math.inf if c.target_kl is None else 1.5 * c.target_kl for c in configs]
         self.kl_limit = torch.tensor(targets).view(-1, 1)
         self.stops = any(math.isfinite(t) for t in targets)
@@ -73,6 +73,14 @@ class FastLearner:
         if self.config.compile:
             options = {"cpp_wrapper": True}  # the matrix products are called from C++ as well
             self._minibatches = torch.compile(self._several, dynamic=False, options=options)
+
+    def set_recipes(self, recipes: list[Recipe]) -> None:
+        """See `Learner`; neighbours with equal objectives are computed together."""
+        self.objectives = [
+            (objective, len(list(group)))
+            for objective, group in groupby(recipe.objective for recipe in recipes)
+        ]
+        self.needs = {name for objective, _ in self.objectives for name in objective.needs}
 
     # ---- parameters -----------------------------------------------------------------------
 
@@ -124,6 +132,14 @@ class FastLearner:
             name: matrix[:, offset : offset + math.prod(shape)].unflatten(1, shape)
             for name, (offset, shape) in self.segments.items()
         }
+
+    def parameters_of_runs(self) -> Tensor:
+        """See `Learner`."""
+        return self.parameters.clone()
+
+    def load_parameters(self, parameters: Tensor) -> None:
+        """See `Learner`; in place, since the modules are views."""
+        self.parameters.copy_(parameters)
 
     # ---- acting and evaluating ------------------------------------------------------------
 
@@ -188,13 +204,12 @@ class FastLearner:
         """See `Learner`."""
         if isinstance(self.distribution, SquashedNormal):  # the same under both policies
             gaussian = Normal.log_prob(self.distribution, batch.parameters, batch.action)
-            batch = replace(batch, log_prob=gaussian)
+            proximal = batch.proximal_log_prob + (gaussian - batch.log_prob)
+            batch = replace(batch, log_prob=gaussian, proximal_log_prob=proximal)
         epochs, size = order.shape[1], self.config.minibatch_size
         count = order.shape[2] // size
         adam = self._adam_scales(schedule.learning_rate, epochs * count)
-        kl_coefficient = torch.from_numpy(schedule.kl_coefficient.astype(np.float32)).view(-1, 1)
-        if not kl_coefficient.any():
-            kl_coefficient = None
+        penalties = _penalties(schedule)
         active = torch.ones(self.runs, 1, dtype=torch.bool)
         norms = []
         offset = torch.arange(self.runs).view(-1, 1) * order.shape[2]
@@ -204,7 +219,7 @@ class FastLearner:
             data["adam"] = adam[:, epoch * count : (epoch + 1) * count]
             for first in range(0, count, UNROLL):
                 chunk = {k: v[:, first : first + UNROLL] for k, v in data.items()}
-                norm, active = self._minibatches(chunk, kl_coefficient, active)
+                norm, active = self._minibatches(chunk, penalties, active)
                 norms.append(norm)
         return self._result(torch.stack(norms))
 
@@ -220,7 +235,10 @@ class FastLearner:
         if self.config.normalize_advantages:
             advantage = normalize(advantage, mask, dim=-1)
         share = mask / torch.clamp(mask.sum(-1, keepdim=True), min=1)
-        return {
+        extra = {"mask": mask} if "mask" in self.needs else {}
+        if "proximal_log_ratio" in self.needs:
+            extra["proximal_log_prob"] = pick(batch.proximal_log_prob)
+        return extra | {
             "vector": pick(batch.observation["vector"]),
             "action": pick(batch.action),
             "parameters": pick(batch.parameters),
@@ -246,7 +264,7 @@ class FastLearner:
     def _several(
         self,
         chunk: dict[str, Tensor],
-        kl_coefficient: Tensor | None,
+        penalties: tuple[Tensor | None, Tensor | None],
         active: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """UNROLL steps: sum of gradient norms and number of steps (R, 2); runs still active."""
@@ -254,7 +272,7 @@ class FastLearner:
         minibatches = zip(*(v.unbind(1) for v in chunk.values()), strict=True)
         for tensors in minibatches:
             minibatch = dict(zip(chunk, tensors, strict=True))
-            gradient, kl = self._gradient(views, minibatch, kl_coefficient)
+            gradient, kl = self._gradient(views, minibatch, penalties)
             if self.stops:
                 active = active & (kl <= self.kl_limit)
             norms.append(self._adam(gradient, minibatch["adam"], active))
@@ -267,7 +285,7 @@ class FastLearner:
         self,
         views: dict[str, Tensor],
         minibatch: dict[str, Tensor],
-        kl_coefficient: Tensor | None,
+        penalties: tuple[Tensor | None, Tensor | None],
     ) -> tuple[Tensor, Tensor | None]:
         """Gradient (R, P) of the loss, and the k3 estimate (R, 1) where a run may stop on it."""
         share = minibatch["share"]
@@ -276,23 +294,47 @@ class FastLearner:
         head = _gaussian_head if self.gaussian else _categorical_head
         log_prob, backward = head(output, views.get("log_std"), minibatch["action"])
         log_ratio = log_prob - minibatch["log_prob"]
-        force = self._weight(log_ratio, minibatch["advantage"]) * share
-        old = None if kl_coefficient is None else minibatch["parameters"]
-        kl_share = None if kl_coefficient is None else kl_coefficient * share
+        inputs = self._inputs(minibatch, log_prob, output, views.get("log_std"))
+        force = self._weight(log_ratio, minibatch["advantage"], inputs) * share
+        forward, reverse = (None if c is None else c * share for c in penalties)
         bonus = self.config.entropy_coefficient
-        d_output, d_log_std = backward(force, old, kl_share, bonus * share if bonus else None)
+        entropy = bonus * share if bonus else None
+        d_output, d_log_std = backward(force, minibatch["parameters"], forward, reverse, entropy)
         d_value = self._value_gradient(value, minibatch) * minibatch["value_share"]
         gradient = self._backward(views, hidden, d_output, d_value.unsqueeze(-1), d_log_std)
         kl = (k3(log_ratio) * share).sum(-1, keepdim=True) if self.stops else None
         return gradient, kl
 
-    def _weight(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+    def _inputs(
+        self,
+        minibatch: dict[str, Tensor],
+        log_prob: Tensor,
+        output: Tensor,
+        log_std: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Further inputs that some run's objective needs, each (R, B)."""
+        inputs = {}
+        if "mask" in self.needs:
+            inputs["mask"] = minibatch["mask"]
+        if "log_prob" in self.needs:
+            inputs["log_prob"] = log_prob
+        if "proximal_log_ratio" in self.needs:
+            inputs["proximal_log_ratio"] = log_prob - minibatch["proximal_log_prob"]
+        if "kl" in self.needs:
+            if log_std is not None:
+                output = torch.cat([output, log_std.expand_as(output)], -1)
+            inputs["kl"] = self.distribution.kl(minibatch["parameters"], output)
+        return inputs
+
+    def _weight(self, log_ratio: Tensor, advantage: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Each run's own objective; neighbours with equal ones are computed together."""
-        if len(self.objectives) == 1:
-            return self.objectives[0][0].weight(log_ratio, advantage)
-        sizes = [count for _, count in self.objectives]
-        parts = zip(self.objectives, log_ratio.split(sizes), advantage.split(sizes), strict=True)
-        return torch.cat([objective.weight(d, a) for (objective, _), d, a in parts])
+        found, first = [], 0
+        for objective, count in self.objectives:
+            mine = slice(first, first + count)
+            needed = {name: inputs[name][mine] for name in objective.needs}
+            found.append(objective.weight(log_ratio[mine], advantage[mine], **needed))
+            first += count
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _value_gradient(self, value: Tensor, minibatch: dict[str, Tensor]) -> Tensor:
         error = value - minibatch["returns"]
@@ -382,6 +424,15 @@ class FastLearner:
                 home.copy_(state[f"adam.{key}.{name}"].view_as(home))
 
 
+def _penalties(schedule: Schedule) -> tuple[Tensor | None, Tensor | None]:
+    """Coefficients (R, 1) of the forward and the reverse KL; None where no run has one."""
+    found = []
+    for array in (schedule.kl_coefficient, schedule.reverse_kl_coefficient):
+        column = torch.from_numpy(array.astype(np.float32)).view(-1, 1)
+        found.append(column if column.any() else None)
+    return found[0], found[1]
+
+
 def _gaussian_head(mean: Tensor, log_std: Tensor, action: Tensor):  # noqa: ANN202
     """Log pi (R, B) of a diagonal normal, and its gradient as a function of the forces on it.
 
@@ -394,19 +445,27 @@ def _gaussian_head(mean: Tensor, log_std: Tensor, action: Tensor):  # noqa: ANN2
     log_prob = -torch.add(constant, square.sum(-1), alpha=0.5)
 
     def backward(
-        force: Tensor, old: Tensor | None, kl_share: Tensor | None, bonus: Tensor | None
+        force: Tensor,
+        old: Tensor,
+        forward_kl: Tensor | None,
+        reverse_kl: Tensor | None,
+        bonus: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return d loss / d mean (R, B, A) and d loss / d log_std (R, A)."""
         force = force.unsqueeze(-1)
         d_mean = z * inverse * force
         d_log_std = torch.addcmul(force, square, force, value=-1).sum(1)
-        if old is not None and kl_share is not None:
-            old_mean, old_log_std = old.chunk(2, -1)
+        old_mean, old_log_std = old.chunk(2, -1)
+        if forward_kl is not None:
             shift = (mean - old_mean) * inverse
-            kl = kl_share.unsqueeze(-1)
+            kl = forward_kl.unsqueeze(-1)
             d_mean = d_mean + shift * inverse * kl
             spread = torch.exp(2 * (old_log_std - log_std))
             d_log_std = d_log_std + ((1 - spread - shift * shift) * kl).sum(1)
+        if reverse_kl is not None:
+            kl = reverse_kl.unsqueeze(-1)
+            d_mean = d_mean + (mean - old_mean) * torch.exp(-2 * old_log_std) * kl
+            d_log_std = d_log_std + (torch.expm1(2 * (log_std - old_log_std)) * kl).sum(1)
         if bonus is not None:
             d_log_std = d_log_std - bonus.sum(1, keepdim=True)
         return d_mean, d_log_std
@@ -420,14 +479,22 @@ def _categorical_head(logits: Tensor, _: None, action: Tensor):  # noqa: ANN202
     log_prob = log_probs.gather(-1, action).squeeze(-1)
 
     def backward(
-        force: Tensor, old: Tensor | None, kl_share: Tensor | None, bonus: Tensor | None
+        force: Tensor,
+        old: Tensor,
+        forward_kl: Tensor | None,
+        reverse_kl: Tensor | None,
+        bonus: Tensor | None,
     ) -> tuple[Tensor, None]:
         """Return d loss / d logits (R, B, n)."""
         probs = torch.exp(log_probs)
         force = force.unsqueeze(-1)
         d_logits = (probs * force).scatter_add(-1, action, -force)
-        if old is not None and kl_share is not None:
-            d_logits = d_logits + (probs - torch.softmax(old, -1)) * kl_share.unsqueeze(-1)
+        if forward_kl is not None:
+            d_logits = d_logits + (probs - torch.softmax(old, -1)) * forward_kl.unsqueeze(-1)
+        if reverse_kl is not None:
+            distance = log_probs - torch.log_softmax(old, -1)
+            mean = (probs * distance).sum(-1, keepdim=True)
+            d_logits = d_logits + probs * (distance - mean) * reverse_kl.unsqueeze(-1)
         if bonus is not None:
             entropy = -(probs * log_probs).sum(-1, keepdim=True)
             d_logits = d_logits + probs * (log_probs + entropy) * bonus.unsqueeze(-1)

@@ -9,7 +9,14 @@ GLOSSARY: dict[str, str] = {
     "return": "Mean undiscounted return of the training episodes that ended in this rollout.",
     "episode_length": "Mean length of those episodes.",
     "episodes": "Number of those episodes.",
-    "kl": "Exact KL(old || new) of the update: mean over the rollout's states.",
+    "kl": (
+        "Exact KL(old || new) of the update, from the policy before it to the one after: mean over "
+        "the rollout's states."
+    ),
+    "kl_behavior": (
+        "Exact KL from the policy that collected the rollout to the one after the update; the same "
+        "as `kl` unless the data are stale."
+    ),
     "kl_spike": (
         f"1 if that KL is above {KL_SPIKE}, else 0; its mean over a run is the KL-spike rate."
     ),

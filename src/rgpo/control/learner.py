@@ -17,6 +17,7 @@ from rgpo.control.networks import ActorCritic
 from rgpo.control.trpo import natural_gradient_step
 from rgpo.core.advantage import normalize
 from rgpo.core.kl import k3
+from rgpo.core.objective import Objective
 from rgpo.core.recipes import Recipe
 from rgpo.core.reduce import token_mean
 
@@ -36,6 +37,10 @@ class Batch:
 
     log_prob: Tensor
     """(R, N): log-probability under the behaviour policy."""
+
+    proximal_log_prob: Tensor
+    """(R, N): under the recipe's anchor (`Recipe.anchor_decay`); used where an objective needs
+    it."""
 
     advantage: Tensor
     """(R, N)."""
@@ -66,12 +71,25 @@ class Schedule:
 
     learning_rate: np.ndarray
     kl_coefficient: np.ndarray
+    """Of KL(old || new)."""
+
+    reverse_kl_coefficient: np.ndarray
+    """Of KL(new || old)."""
 
 
 class Learner(Protocol):
     """R policies and their optimisers."""
 
     policies: list[ActorCritic]
+
+    def set_recipes(self, recipes: list[Recipe]) -> None:
+        """Objectives for the next update, of the same kinds as before."""
+
+    def parameters_of_runs(self) -> Tensor:
+        """A copy of all parameters, (R, P)."""
+
+    def load_parameters(self, parameters: Tensor) -> None:
+        """Take over what `parameters_of_runs` returned; the optimisers' state stays."""
 
     def act(self, observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         """Actions (R, E, A) for (R, E, ...) normalised observations and (R, E, K) noise."""
@@ -103,9 +121,28 @@ class PlainLearner:
         distribution: Distribution,
         configs: list[TrainConfig],
     ) -> None:
-        self.policies, self.recipes = policies, recipes
+        self.policies, self.recipes = policies, list(recipes)
         self.distribution, self.configs = distribution, configs
         self.optimizers = [torch.optim.Adam(p.parameters(), eps=1e-5) for p in policies]
+
+    def set_recipes(self, recipes: list[Recipe]) -> None:
+        """See `Learner`."""
+        self.recipes = list(recipes)
+
+    @torch.no_grad()
+    def parameters_of_runs(self) -> Tensor:
+        """See `Learner`."""
+        return torch.stack(
+            [torch.cat([x.flatten() for x in p.parameters()]) for p in self.policies]
+        )
+
+    @torch.no_grad()
+    def load_parameters(self, parameters: Tensor) -> None:
+        """See `Learner`."""
+        for policy, row in zip(self.policies, parameters, strict=True):
+            homes = list(policy.parameters())
+            for home, part in zip(homes, row.split([h.numel() for h in homes]), strict=True):
+                home.copy_(part.view_as(home))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
@@ -134,13 +171,12 @@ class PlainLearner:
         for r in range(len(self.policies)):
             for group in self.optimizers[r].param_groups:
                 group["lr"] = float(schedule.learning_rate[r])
-            results.append(
-                self._update_run(r, batch.run(r), order[r], float(schedule.kl_coefficient[r]))
-            )
+            penalties = (schedule.kl_coefficient[r], schedule.reverse_kl_coefficient[r])
+            results.append(self._update_run(r, batch.run(r), order[r], penalties))
         return {k: np.array([result[k] for result in results]) for k in results[0]}
 
     def _update_run(
-        self, r: int, batch: Batch, order: np.ndarray, kl_coefficient: float
+        self, r: int, batch: Batch, order: np.ndarray, penalties: tuple[float, float]
     ) -> dict[str, float]:
         config, policy = self.configs[r], self.policies[r]
         natural = self.recipes[r].step == "natural-gradient"
@@ -153,7 +189,7 @@ class PlainLearner:
                 parameters, value = policy(sample.observation)
                 loss = config.value_coefficient * value_loss(value, sample, config.value_clip)
                 if not natural:
-                    policy_loss, kl = self._policy_loss(r, parameters, sample, kl_coefficient)
+                    policy_loss, kl = self._policy_loss(r, parameters, sample, penalties)
                     if config.target_kl is not None and kl > 1.5 * config.target_kl:
                         return _summary(norms)
                     loss = loss + policy_loss
@@ -161,20 +197,27 @@ class PlainLearner:
         return _summary(norms)
 
     def _policy_loss(
-        self, r: int, parameters: Tensor, sample: Batch, kl_coefficient: float
+        self, r: int, parameters: Tensor, sample: Batch, penalties: tuple[float, float]
     ) -> tuple[Tensor, float]:
-        """Surrogate, KL penalty and entropy bonus of one minibatch; and its k3 estimate."""
-        config, mask = self.configs[r], sample.mask
+        """Surrogate, KL penalties and entropy bonus of one minibatch; and its k3 estimate."""
+        config, mask, objective = self.configs[r], sample.mask, self.recipes[r].objective
         log_prob = self.distribution.log_prob(parameters, sample.action)
         log_ratio = log_prob - sample.log_prob
         advantage = sample.advantage
         if config.normalize_advantages:
             advantage = normalize(advantage, mask)
-        surrogate = self.recipes[r].objective.surrogate(log_ratio, advantage)
+        inputs = objective_inputs(objective, self.distribution, parameters, log_prob, sample)
+        if "median_advantage" in objective.needs:
+            median = self.policies[r].medians(sample.observation)
+            inputs["median_advantage"] = sample.returns - median.detach()
+        surrogate = objective.surrogate(log_ratio, advantage, **inputs)
         loss = -token_mean(surrogate, mask)
-        if kl_coefficient:
-            kl = self.distribution.kl(sample.parameters, parameters)
-            loss = loss + kl_coefficient * token_mean(kl, mask)
+        if "median_advantage" in objective.needs:
+            loss = loss + 0.5 * token_mean(median_loss(sample.returns - median), mask)
+        ends = (sample.parameters, parameters)
+        for coefficient, (p, q) in zip(penalties, (ends, ends[::-1]), strict=True):
+            if coefficient:
+                loss = loss + float(coefficient) * token_mean(self.distribution.kl(p, q), mask)
         if config.entropy_coefficient:
             entropy = self.distribution.entropy(parameters)
             loss = loss - config.entropy_coefficient * token_mean(entropy, mask)
@@ -205,6 +248,34 @@ class PlainLearner:
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"adam.{key}.{name}" in state:
                     optimizer.state[parameter][key] = state[f"adam.{key}.{name}"].clone()
+
+
+def objective_inputs(
+    objective: Objective,
+    distribution: Distribution,
+    parameters: Tensor,
+    log_prob: Tensor,
+    batch: Batch,
+) -> dict[str, Tensor]:
+    """What the objective needs, apart from the median: (..., N) like `log_prob`, detached."""
+    inputs = {}
+    if "mask" in objective.needs:
+        inputs["mask"] = batch.mask
+    if "log_prob" in objective.needs:
+        inputs["log_prob"] = log_prob.detach()
+    if "proximal_log_ratio" in objective.needs:
+        inputs["proximal_log_ratio"] = log_prob.detach() - batch.proximal_log_prob
+    if "kl" in objective.needs:
+        inputs["kl"] = distribution.kl(batch.parameters, parameters.detach())
+    return inputs
+
+
+def median_loss(error: Tensor) -> Tensor:
+    """Softplus(e) - e / 2 of the error e = target - prediction: a smooth |e| / 2 (BPO's head).
+
+    Its minimiser is the median of symmetric targets (arXiv 2604.18578; formula: official code).
+    """
+    return torch.nn.functional.softplus(error) - 0.5 * error
 
 
 def value_loss(value: Tensor, sample: Batch, clip: float | None) -> Tensor:

@@ -43,6 +43,9 @@ class ActorCritic(nn.Module):
         widths = (features, *config.hidden)
         self.actor = _mlp((*widths, outputs), config.activation, 0.01, generator)
         self.critic = _mlp((*widths, 1), config.activation, 1.0, generator)
+        self.median: nn.Module | None = None
+        if "median_advantage" in config.resolve().objective.needs:
+            self.median = _mlp((*widths, 1), config.activation, 1.0, generator)
         self.log_std: nn.Parameter | None = None
         if free_std:
             self.log_std = nn.Parameter(torch.full((outputs,), config.initial_log_std))
@@ -63,6 +66,12 @@ class ActorCritic(nn.Module):
         """Distribution parameters (B, P) and values (B,)."""
         features = self.features(observation)
         return self.head(features), self.critic(features).squeeze(-1)
+
+    def medians(self, observation: dict[str, Tensor]) -> Tensor:
+        """Medians (B,) of the return, of recipes that need them."""
+        if self.median is None:
+            raise ValueError("this recipe needs no median of the return")
+        return self.median(self.features(observation)).squeeze(-1)
 
     def policy(self, observation: dict[str, Tensor]) -> Tensor:
         """Distribution parameters (B, P) alone."""

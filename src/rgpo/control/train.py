@@ -15,8 +15,10 @@ the observation before it is the episode's last, whose value a truncated episode
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,14 @@ import torch
 from torch import Tensor
 
 from rgpo.control.config import TrainConfig, shared_fields
-from rgpo.control.distributions import distribution_for
+from rgpo.control.distributions import Categorical, distribution_for
 from rgpo.control.environments import make_environments
 from rgpo.control.fast import FastLearner
-from rgpo.control.learner import Batch, Learner, PlainLearner, Schedule
+from rgpo.control.learner import Batch, Learner, PlainLearner, Schedule, objective_inputs
 from rgpo.control.networks import ActorCritic
 from rgpo.control.normalize import ObservationNormalizer, RewardScaler
 from rgpo.core.advantage import gae, normalize
+from rgpo.core.anchor import ParameterAverage
 from rgpo.core.diagnostics import KL_SPIKE, explained_variance, ratio_diagnostics
 from rgpo.core.kl import KLPenalty
 from rgpo.errors import RgpoError
@@ -88,6 +91,10 @@ class Trainer:
         self.generators = [np.random.default_rng([c.seed, 1]) for c in self.configs]
         self.penalties: list[KLPenalty | None] = [recipe.kl for recipe in self.recipes]
         self.updates_done = 0
+        self.rate_scales = np.ones(self.runs)
+        first = self.learner.parameters_of_runs()
+        self.past = deque([first], maxlen=config.staleness + 1)  # [0] is the one that acts
+        self.anchors = self._make_anchors(first)
         self.current = self.environments.reset()
         self.running_return = np.zeros(self.runs * self.envs)
         self.running_length = np.zeros(self.runs * self.envs, dtype=np.int64)
@@ -104,16 +111,23 @@ class Trainer:
         return seeds
 
     def _refuse_missing_inputs(self) -> None:
+        discrete = isinstance(self.distribution, Categorical)
         for recipe in self.recipes:
-            if recipe.objective.needs:
-                missing = ", ".join(recipe.objective.needs)
+            what, objective = f"recipe {recipe.name!r}", recipe.objective
+            if "reference_log_ratio" in objective.needs:
                 raise RgpoError(
-                    f"recipe {recipe.name!r} needs {missing}, which control tasks do not have: "
-                    "choose another recipe"
+                    f"{what} needs reference_log_ratio, and control tasks have no reference model: "
+                    "the language trainer has one"
                 )
-            if recipe.level != "token":
+            if "log_prob" in objective.needs and not discrete:
                 raise RgpoError(
-                    f"recipe {recipe.name!r} forms its ratio per {recipe.level}, but a control "
+                    f"{what} needs the probability of a discrete action (log_prob), and "
+                    f"{self.config.env} has continuous ones: choose another recipe"
+                )
+            if recipe.level != "token" or objective.scope in ("sequence", "group"):
+                unit = recipe.level if recipe.level != "token" else objective.scope
+                raise RgpoError(
+                    f"{what} forms its ratio per {unit}, but a control "
                     "task has one action per step: use its token-level relative, such as ppo"
                 )
 
@@ -135,17 +149,23 @@ class Trainer:
     def step(self) -> Rows:
         """Collect, learn, measure: one row of metrics per run."""
         start = time.perf_counter()
-        rollout = self._collect()
+        with self._acting(self.past[0]):
+            rollout = self._collect()
         learn_start = time.perf_counter()
-        batch = self._prepare(rollout)
+        batch, before = self._prepare(rollout)
         progress = self.updates_done / self.config.updates
         decay = 1 - progress if self.config.schedule == "linear" else 1.0
         learning_rate = np.array([c.learning_rate * decay for c in self.configs])
-        coefficients = np.array([p.coefficient if p else 0.0 for p in self.penalties])
+        learning_rate *= self.rate_scales
+        coefficients = [p.weight(progress) if p else 0.0 for p in self.penalties]
+        reverse = np.array([p is not None and p.direction == "reverse" for p in self.penalties])
+        schedule = Schedule(
+            learning_rate, np.where(reverse, 0, coefficients), np.where(reverse, coefficients, 0)
+        )
         order = self._minibatch_order()
-        learned = self.learner.update(batch, order, Schedule(learning_rate, coefficients))
-        metrics = self._measure(batch) | learned
-        metrics |= {"learning_rate": learning_rate, "kl_coefficient": coefficients}
+        learned = self.learner.update(batch, order, schedule)
+        metrics = self._measure(batch, before) | learned
+        metrics |= {"learning_rate": learning_rate, "kl_coefficient": np.array(coefficients)}
         self.updates_done += 1
         self._adapt(metrics)
         self.normalizer.refresh()
@@ -238,8 +258,12 @@ class Trainer:
         return episodes
 
     @torch.no_grad()
-    def _prepare(self, rollout: Rollout) -> Batch:
-        """Values, behaviour log-probs and advantages: (R, N) with N = T * E, time-major."""
+    def _prepare(self, rollout: Rollout) -> tuple[Batch, Tensor]:
+        """Values, log-probs and advantages, (R, N) with N = T * E, time-major; and the policy.
+
+        The values are the present critic's, however old the rollout; the second part are the
+        present distribution parameters (R, N, P), which are the batch's own unless it is stale.
+        """
         done = rollout.terminated | rollout.truncated
         reward = self.scaler(np.moveaxis(rollout.reward, 0, 1), np.moveaxis(done, 0, 1))
         observation = {
@@ -249,7 +273,10 @@ class Trainer:
         parameters, values = self.learner.evaluate(observation)
         size = self.config.batch_size
         observation = {k: v[:, :size].contiguous() for k, v in observation.items()}
-        parameters = parameters[:, :size].contiguous()
+        before = parameters = parameters[:, :size].contiguous()
+        if self.config.staleness:
+            with self._acting(self.past[0]):
+                parameters, _ = self.learner.evaluate(observation)
         values = values.view(self.runs, self.time + 1, self.envs).transpose(0, 1)
         advantage, returns = gae(
             torch.from_numpy(np.ascontiguousarray(reward)),
@@ -265,41 +292,89 @@ class Trainer:
         def by_run(tensor: Tensor) -> Tensor:
             return tensor.transpose(0, 1).reshape(self.runs, size)
 
-        return Batch(
+        batch = Batch(
             observation=observation,
             action=action,
             parameters=parameters,
             log_prob=self.distribution.log_prob(parameters, action),
+            proximal_log_prob=self._anchor_log_prob(observation, action, before),
             advantage=by_run(advantage),
             returns=by_run(returns),
             value=by_run(values[:-1]),
             mask=torch.from_numpy(rollout.valid.reshape(self.runs, size)),
         )
+        return batch, before
+
+    @contextmanager
+    def _acting(self, parameters: Tensor) -> Iterator[None]:
+        """Every policy with other parameters, for as long as the context lasts."""
+        if not self.config.staleness and parameters is self.past[-1]:
+            yield  # they are the present ones
+            return
+        present = self.learner.parameters_of_runs()
+        self.learner.load_parameters(parameters)
+        try:
+            yield
+        finally:
+            self.learner.load_parameters(present)
+
+    def _make_anchors(self, parameters: Tensor) -> ParameterAverage | None:
+        """The averaged policies of recipes with an anchor_decay, where there are any."""
+        decays = torch.tensor([recipe.anchor_decay for recipe in self.recipes])
+        return ParameterAverage(parameters, decays.view(-1, 1)) if decays.any() else None
+
+    def _anchor_log_prob(
+        self, observation: dict[str, Tensor], action: Tensor, before: Tensor
+    ) -> Tensor:
+        """(R, N) log-probs of the proximal policies: the present or the averaged ones."""
+        if self.anchors is not None:
+            with self._acting(self.anchors.average):
+                before, _ = self.learner.evaluate(observation)
+        return self.distribution.log_prob(before, action)
 
     @torch.no_grad()
-    def _measure(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Every diagnostic of the new policy against the old one, on the whole rollout."""
+    def _measure(self, batch: Batch, before: Tensor) -> dict[str, np.ndarray]:
+        """Every diagnostic of the new policies against the behaviour policies, on the rollout.
+
+        `before` (R, N, P) are the policies at the start of the update, the same unless stale.
+        """
         mask, count = batch.mask, torch.clamp(batch.mask.sum(-1), min=1)
         parameters, _ = self.learner.evaluate(batch.observation)
         log_ratio = self.distribution.log_prob(parameters, batch.action) - batch.log_prob
         advantage = normalize(batch.advantage, mask, dim=-1)
         weight = torch.stack(
             [
-                recipe.objective.weight(log_ratio[r], advantage[r])
-                for r, recipe in enumerate(self.recipes)
+                self._weight(r, batch.run(r), parameters[r], log_ratio[r], advantage[r])
+                for r in range(self.runs)
             ]
         )
-        kl = self.distribution.kl(batch.parameters, parameters)
+        kl = behavior_kl = self.distribution.kl(before, parameters)
+        if before is not batch.parameters:
+            behavior_kl = self.distribution.kl(batch.parameters, parameters)
         entropy = self.distribution.entropy(parameters)
         metrics = ratio_diagnostics(log_ratio, advantage, weight, mask)
         metrics["kl"] = torch.where(mask, kl, 0).sum(-1) / count
+        metrics["kl_behavior"] = torch.where(mask, behavior_kl, 0).sum(-1) / count
         metrics["kl_spike"] = (metrics["kl"] > KL_SPIKE).float()
         metrics["entropy"] = torch.where(mask, entropy, 0).sum(-1) / count
         metrics["explained_variance"] = explained_variance(batch.value, batch.returns, mask)
         return {name: tensor.double().numpy() for name, tensor in metrics.items()}
 
+    def _weight(
+        self, r: int, batch: Batch, parameters: Tensor, log_ratio: Tensor, advantage: Tensor
+    ) -> Tensor:
+        """The weight of every sample of one run; its advantages stand in for the median's."""
+        objective = self.recipes[r].objective
+        inputs = objective_inputs(
+            objective, self.distribution, parameters, log_ratio + batch.log_prob, batch
+        )
+        if "median_advantage" in objective.needs:
+            inputs["median_advantage"] = batch.returns - batch.value
+        return objective.weight(log_ratio, advantage, **inputs)
+
     def _adapt(self, metrics: dict[str, np.ndarray]) -> None:
-        """Adapt the KL penalties; set runs aside whose update was not finite."""
+        """Adapt penalties, objectives and anchors; set runs aside whose update was not finite."""
+        self._adapt_objectives(metrics)
         for r, penalty in enumerate(self.penalties):
             healthy = np.isfinite(metrics["gradient_norm"][r]) and np.isfinite(metrics["kl"][r])
             if not healthy and r not in self.failed:
@@ -311,7 +386,21 @@ class Trainer:
             if r in self.failed:
                 self._silence(r)
             if penalty is not None:
-                self.penalties[r] = penalty.adapt(float(metrics["kl"][r]))
+                self.penalties[r] = penalty.adapt(float(metrics["kl_behavior"][r]))
+        present = self.learner.parameters_of_runs()
+        self.past.append(present)
+        if self.anchors is not None:
+            self.anchors.update(present, torch.from_numpy(metrics["optimizer_steps"]).view(-1, 1))
+
+    def _adapt_objectives(self, metrics: dict[str, np.ndarray]) -> None:
+        progress = self.updates_done / self.config.updates
+        for r, recipe in enumerate(self.recipes):
+            found = {k: float(v[r]) for k, v in metrics.items()} | {"progress": progress}
+            self.rate_scales[r] = recipe.objective.learning_rate_scale(found)
+            adapted = recipe.objective.adapt(found)
+            if adapted != recipe.objective:
+                self.recipes[r] = replace(recipe, objective=adapted)
+                self.learner.set_recipes(self.recipes)
 
     def _silence(self, run: int) -> None:
         """Start a failed run from zeros, after each update: its NaN must not reach neighbours.
@@ -320,6 +409,8 @@ class Trainer:
         """
         state = self.learner.state(run)
         self.learner.restore(run, {k: torch.zeros_like(v) for k, v in state.items()})
+        for parameters in self.past:
+            parameters[run] = 0
 
     @property
     def steps_done(self) -> int:
@@ -365,10 +456,16 @@ class Trainer:
         tensors["running_length"] = torch.from_numpy(self.running_length[mine].copy())
         for key, array in self.current.items():
             tensors[f"current.{key}"] = torch.from_numpy(array[mine].copy())
+        if self.config.staleness:
+            tensors["past"] = torch.stack([parameters[run] for parameters in self.past])
+        if self.anchors is not None:
+            tensors |= {f"anchor.{k}": v[run].clone() for k, v in self.anchors.state_dict().items()}
         penalty = self.penalties[run]
         return tensors, {
             "generator": checkpoint.generator_state(self.generators[run]),
             "kl_coefficient": None if penalty is None else penalty.coefficient,
+            "objective": asdict(self.recipes[run].objective),
+            "learning_rate_scale": self.rate_scales[run],
             "environments": _part(environments, mine),
         }
 
@@ -380,6 +477,7 @@ class Trainer:
         self.updates_done = saved[0].update
         for run, one in enumerate(saved):
             self._restore_run(run, one.tensors, one.state)
+        self._restore_policies(saved)
         self.normalizer.refresh()
         states = [one.state["environments"] for one in saved]
         if any(state is None for state in states):
@@ -403,6 +501,23 @@ class Trainer:
         penalty = self.penalties[run]
         if penalty is not None and state["kl_coefficient"] is not None:
             self.penalties[run] = replace(penalty, coefficient=state["kl_coefficient"])
+        if "objective" in state:
+            objective = replace(self.recipes[run].objective, **state["objective"])  # type: ignore[type-var]
+            self.recipes[run] = replace(self.recipes[run], objective=objective)
+            self.rate_scales[run] = state["learning_rate_scale"]
+
+    def _restore_policies(self, saved: Sequence[checkpoint.Checkpoint]) -> None:
+        """The past and averaged parameters of all runs, and their adapted objectives."""
+        self.learner.set_recipes(self.recipes)
+        self.past.append(self.learner.parameters_of_runs())
+        if self.config.staleness:
+            rows = torch.stack([one.tensors["past"] for one in saved], 1)
+            self.past.extend(rows.unbind(0))
+        if self.anchors is not None:
+            names = self.anchors.state_dict()
+            self.anchors.load_state_dict(
+                {k: torch.stack([one.tensors[f"anchor.{k}"] for one in saved]) for k in names}
+            )
 
 
 def _part(state: dict[str, Any] | None, mine: slice) -> dict[str, Any] | None:
