@@ -9,7 +9,6 @@ from rgpo.control.certify import (
     HALVINGS,
     certified_fraction,
     certify_runs,
-    certifying,
     confidence_per_candidate,
     place,
     policy_parameters,
@@ -20,7 +19,6 @@ from rgpo.control.distributions import Bernoulli, Categorical, Normal
 from rgpo.control.networks import ActorCritic
 from rgpo.core import recipes
 from rgpo.core.certificate import categorical_tv, certify
-from rgpo.core.objectives.ppo import PPO
 from rgpo.core.objectives.rgpo import RGPO
 from rgpo.studies.tabular import random_problems, solve
 
@@ -80,11 +78,9 @@ def test_runs_of_different_recipes_are_certified_each_with_its_own_gate():
     tv, mask = torch.full_like(d, 0.1), torch.rand(6, 300, generator=draw) < 0.8
     found = certify_runs(objectives, d, advantage, tv, mask, gamma=0.9)
     for r, objective in enumerate(objectives):
-        gate = RGPO() if names[r] == "ppo" else objective
-        alone = certify(gate, d[r], advantage[r], mask[r], tv=tv[r], gamma=0.9)
+        alone = certify(objective, d[r], advantage[r], mask[r], tv=tv[r], gamma=0.9)
         close(found["certificate"][r], alone.bound)
         close(found["certificate_gate"][r], alone.gate)
-    assert certifying(PPO()) == RGPO()
     assert certify_runs(objectives, d, advantage, tv, mask, gamma=1.0) == {}
 
 
@@ -168,7 +164,7 @@ def returns_of_updates(gamma: float, seeds: int, samples: int, updates: int, *, 
     return torch.stack(returns), torch.stack(fractions)
 
 
-@pytest.mark.parametrize(("gamma", "moving"), [(0.0, 0.45), (0.5, 0.25)])
+@pytest.mark.parametrize(("gamma", "moving"), [(0.0, 0.5), (0.5, 0.2)])
 def test_certified_updates_never_lower_the_return(gamma, moving):
     """200 random problems, exact returns; and the guarantee is not one of standing still."""
     returns, fractions = returns_of_updates(gamma, seeds=200, samples=4000, updates=4)

@@ -6,16 +6,14 @@ confidence is nominal (docs/certificates.md says what that means and how large t
 """
 
 from collections.abc import Callable, Iterable
-from functools import cache
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from rgpo.control.distributions import Categorical, Distribution
-from rgpo.core.certificate import categorical_tv, certify, gate_range, tv_bound
+from rgpo.core.certificate import categorical_tv, certify, tv_bound
 from rgpo.core.objective import Objective
-from rgpo.core.objectives.rgpo import RGPO
 
 CONFIDENCE = 0.95
 """Of the logged certificate, and of all candidates of one certified update together."""
@@ -30,10 +28,13 @@ GLOSSARY: dict[str, str] = {
         "certificate_shift - certificate_interval. Far below 0 where the discount is long."
     ),
     "certificate_surrogate": (
-        "Mean of (g - 1) A over 1 - gamma: the gain that the surrogate promises. g is the recipe's "
-        "gate, normalised; rgpo-gate's where the recipe's is unbounded."
+        "Mean of (g - 1) A over 1 - gamma: the gain that the surrogate promises, g being the "
+        "recipe's gate, normalised."
     ),
-    "certificate_gate": "What the gate gives up of the gain; noisy, as the interval says.",
+    "certificate_gate": (
+        "What the gate gives up: certificate_surrogate minus the gain by importance weights "
+        "truncated at 2; negative where the gate promises too little."
+    ),
     "certificate_shift": (
         "What the change of the visited states may cost: by far the largest part in long tasks."
     ),
@@ -60,19 +61,6 @@ def total_variation(distribution: Distribution, old: Tensor, new: Tensor, kl: Te
     return torch.minimum(total, bound) if len(distribution.sizes) > 1 else total
 
 
-@cache
-def certifying(objective: Objective) -> Objective:
-    """The objective itself if its gate is bounded, else the library's gate.
-
-    The bound is about two policies: any gate gives a valid one, whatever moved the policy.
-    """
-    try:
-        gate_range(objective)
-    except ValueError:
-        return RGPO()
-    return objective
-
-
 def certify_runs(
     objectives: Iterable[Objective],
     log_ratio: Tensor,
@@ -90,7 +78,7 @@ def certify_runs(
     if gamma == 1:
         return {}
     found, start = [], 0
-    for objective, group in groupby(certifying(objective) for objective in objectives):
+    for objective, group in groupby(objectives):
         end = start + len(list(group))
         data = [x[start:end] for x in (log_ratio, advantage, mask)]
         found.append(
