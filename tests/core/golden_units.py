@@ -3,7 +3,10 @@
 Units of one element; longer ones are in test_sequence_objectives.py and test_groups.py.
 """
 
+import math
+
 INF = float("inf")
+LN2 = math.log(2)
 
 GOLDEN = [
     # r = 2 = c u with u = 0.9: c = 20/9 is below the cap of 5
@@ -33,6 +36,50 @@ GOLDEN = [
     # c = 0.5/0.5 = 1: flat below 0.8; c = 0.5/0.8 = 0.625: down to 0.425
     ("remix", 0.5, -1.0, 0.5, -0.8, 0.0),
     ("remix", 0.5, -1.0, 0.8, -0.5, -0.5),
+    # one token: the sequence ratio is its own
+    ("gspo-token", 1.0005, 1.0, None, 1.0004, 0.0),
+    ("gspo-token", 1.0003, 1.0, None, 1.0003, 1.0003),
+    ("gspo-token", 0.9996, -1.0, None, -0.9997, 0.0),
+    ("luspo", 1.003, 1.0, None, 1.0025, 0.0),
+    ("luspo", 0.997, -1.0, None, -0.998, 0.0),
+    # |log r| beyond 0.4: e^0.4 and e^-0.4
+    ("gmpo", 2.0, 1.0, None, 1.49182469764, 0.0),
+    ("gmpo", 1.2, 1.0, None, 1.2, 1.2),
+    ("gmpo", 0.5, -1.0, None, -0.67032004604, 0.0),
+    ("gmpo", 2.0, -1.0, None, -2.0, -2.0),
+    # k = 5000, r - 1 = 4e-4: tanh 1 = 0.76159416, sech^2 1 = 0.41997434
+    ("rgpo-sequence", 1.0004, 1.0, None, 1 + 4e-4 * 0.76159415596, 1.0004 * 0.41997434161),
+    ("rgpo-sequence", 0.9996, -1.0, None, -1 + 4e-4 * 0.76159415596, -0.9996 * 0.41997434161),
+    # the peaks: (2/3)^2 e^(3 - 2) and (3/2)^3 e^(2 - 3)
+    ("vespo", 2 / 3, 1.0, None, 4 * math.e / 9 * math.log(2 / 3), 4 * math.e / 9),
+    ("vespo", 1.5, -1.0, None, -27 / 8 / math.e * math.log(1.5), -27 / 8 / math.e),
+    ("topr-sequence", 4.0, 1.0, None, 2 * LN2, 1.0),
+    ("topr-sequence", 4.0, -1.0, None, -2 * LN2, -1.0),
+    ("topr-sequence", 0.5, -1.0, None, 0.5 * LN2, -0.5),
+    ("vcpo", 16.0, 1.0, None, 32 * LN2, 8.0),
+    ("vcpo", 0.5, -2.0, None, LN2, -1.0),
+    ("minpro-variant", 8.0, 1.0, None, 15 * LN2, 5.0),
+    ("minpro-variant", 0.5, -2.0, None, LN2, -1.0),
+    # -log 0.5 > 0.5 is dropped, -log 0.7 is not
+    ("ppo-opsm", 0.5, -1.0, None, 0.0, 0.0),
+    ("ppo-opsm", 0.7, -1.0, None, -0.8, 0.0),
+    ("ppo-opsm", 2.0, -1.0, None, -2.0, -2.0),
+    ("ppo-opsm", 0.5, 1.0, None, 0.5, 0.5),
+    # first token: bounds e^-0.025, e^0.05, and e^0.05 for A < 0 as well
+    ("ctpo", 1.04, 1.0, None, 1.04, 1.04),
+    ("ctpo", 1.1, 1.0, None, 1.05127109638, 0.0),
+    ("ctpo", 0.97, -1.0, None, -0.97530991203, 0.0),
+    ("ctpo", 1.1, -1.0, None, -1.05127109638, 0.0),
+    ("ctpo", 1.04, -1.0, None, -1.04, -1.04),
+    *(
+        row
+        for name in ("turn-ppo", "s-ppo", "st-ppo", "ppo-prefix-variant", "ppo-prefix-mean-variant")
+        for row in (
+            (name, 2.0, 1.0, None, 1.2, 0.0),
+            (name, 0.5, -1.0, None, -0.8, 0.0),
+            (name, 2.0, -1.0, None, -2.0, -2.0),
+        )
+    ),
 ]
 LIMITS = {
     "decoupled-ppo": (0, 0, 0, INF),
@@ -41,4 +88,16 @@ LIMITS = {
     "ppo-ewma": (0, 0, 0, 100),
     "ppo-ewma-revised": (0, 0, 0, INF),
     "remix": (0, 0, 0, INF),
+    "gspo-token": (0, 0, 0, INF),
+    "luspo": (0, 0, 0, INF),
+    "gmpo": (0, 0, 0, INF),
+    "topr-sequence": (1, 1, 0, 1),
+    "vcpo": (0, 8, 0, 8),
+    "minpro-variant": (0, 5, 0, 5),
+    "ppo-opsm": (0, 0, 0, INF),
+    "turn-ppo": (0, 0, 0, INF),
+    "s-ppo": (0, 0, 0, INF),
+    "st-ppo": (0, 0, 0, INF),
+    "ppo-prefix-variant": (0, 0, 0, INF),
+    "ppo-prefix-mean-variant": (0, 0, 0, INF),
 }

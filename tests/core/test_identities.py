@@ -42,7 +42,8 @@ def test_raw_rgpo_is_the_normalised_one_times_a_quarter_of_k(k):
 
 
 def test_all_unit_slope_objectives_agree_at_ratio_one():
-    zero, advantage = torch.zeros(2, dtype=torch.float64), torch.tensor([1.5, -0.3]).double()
+    advantage = torch.tensor([[1.5], [-0.3]], dtype=torch.float64)
+    zero = torch.zeros_like(advantage)
     for recipe in recipes.recipes():
         inputs = neutral_inputs(recipe.objective, zero, advantage)
         if recipe.objective.unit_slope:

@@ -1,4 +1,4 @@
-"""Clips around a proximal policy: PPO as a special case, and the losses as the authors write them."""
+"""Clips around a proximal policy: PPO as a special case, and the losses of the authors."""
 
 import math
 

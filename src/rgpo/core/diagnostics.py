@@ -122,6 +122,19 @@ def kl_spike_rate(kl: Tensor, threshold: float = KL_SPIKE) -> Tensor:
     return (~(kl <= threshold)).to(working_dtype(kl)).mean(-1)
 
 
+def effective_sample_size(log_weight: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(sum W)^2 / (n sum W^2) over the last axis and where `mask` is True: (..., B) -> (...).
+
+    In (0, 1], NaN for no element. For sequences pass the sums of their log-ratios.
+    """
+    keep = torch.ones_like(log_weight, dtype=torch.bool) if mask is None else mask
+    # relative to the largest weight no exponential overflows and one of them is 1
+    top = torch.where(keep, log_weight, -torch.inf).amax(-1, keepdim=True)
+    relative = torch.where(keep, torch.exp(log_weight - top), 0)
+    ess = relative.sum(-1) ** 2 / (keep.sum(-1) * (relative**2).sum(-1))
+    return torch.clamp(ess, max=1)
+
+
 def explained_variance(value: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - Var(returns - value) / Var(returns) over the last axis: (..., B) -> (...).
 
@@ -150,16 +163,12 @@ def _ratio_metrics(d: Tensor, keep: Tensor, n: Tensor) -> dict[str, Tensor]:
     ordered = torch.where(keep, d, torch.inf).sort(-1).values
     wanted = torch.tensor(list(QUANTILES.values()), device=d.device)
     quantiles = _order_statistics(ordered, n, wanted)
-    top = quantiles[..., -1:]
-    # relative to the largest ratio no exponential overflows and one of them is 1
-    relative = torch.where(keep, torch.exp(d - top), 0)
-    ess = relative.sum(-1) ** 2 / (n * (relative**2).sum(-1))
     share = 1 / n.unsqueeze(-1)  # before the sum: the mean of saturated numbers is finite
     largest = torch.finfo(d.dtype).max
     return {
         "kl_k1": (k1(d) * share).sum(-1),
         "kl_k3": torch.clamp((k3(d) * share).sum(-1), max=largest),
-        "ess": torch.clamp(ess, max=1),
+        "ess": effective_sample_size(d, keep),
         "chi2": torch.clamp((_squared_excess(d) * share).sum(-1), max=largest),
         **dict(zip(QUANTILES, raw_ratio(quantiles).unbind(-1), strict=True)),
         "ratio_spread": torch.where(n > 0, torch.abs(d).amax(-1), torch.nan),

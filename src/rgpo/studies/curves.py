@@ -7,8 +7,8 @@ from rgpo.core.recipes import Recipe
 from rgpo.runs.report import ObjectiveCurve
 
 
-def objective_curve(recipe: Recipe, *, highest: float = 3.0, points: int = 301) -> ObjectiveCurve:
-    """Value and weight for A = +1 and A = -1 on ratios in (0, highest].
+def objective_curve(recipe: Recipe, *, highest: float = 3.0, points: int = 300) -> ObjectiveCurve:
+    """Value and weight for A = +1 and A = -1 on ratios in (0, highest], 1 among them.
 
     Further inputs say nothing (`neutral_inputs`), and every point is a unit of its own.
     """
