@@ -62,9 +62,6 @@ class Objective(ABC):
     then among the inputs. The law holds for the sum over the unit:
     weight_i = d (sum_j value_j) / d log_ratio_i."""
 
-    homogeneous: ClassVar[bool] = True
-    """Whether w is proportional to |A|, so that an element with A = 0 exerts no force."""
-
     @abstractmethod
     def value(self, log_ratio: Tensor, advantage: Tensor, *args: Any, **inputs: Any) -> Tensor:
         """J per element. Pieces the paper stops the gradient through are detached."""
@@ -82,6 +79,11 @@ class Objective(ABC):
         `sup_weight**2 * E[A^2 |grad log pi|^2]` (docs/theory.md section 4), whatever the tails
         of r.
         """
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether w is proportional to |A|, so that an element with A = 0 exerts no force."""
+        return True
 
     @property
     def unit_slope(self) -> bool:

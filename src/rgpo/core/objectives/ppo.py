@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from rgpo.core.objective import Objective, require_positive, safe_ratio
+from rgpo.core.clips import clipped_value, clipped_weight
+from rgpo.core.objective import Objective, require_positive
 from rgpo.core.recipes import Recipe, register
 
 
@@ -33,21 +33,14 @@ class PPO(Objective):
             raise ValueError(f"dual_clip must be finite and exceed 1 + clip_high: {self.dual_clip}")
 
     def value(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:  # noqa: D102
-        ratio = safe_ratio(log_ratio)
-        clipped = torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high)
-        surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-        if self.dual_clip is None:
-            return surrogate
-        floor = torch.maximum(surrogate, self.dual_clip * advantage)
-        return torch.where(advantage < 0, floor, surrogate)
+        return clipped_value(log_ratio, advantage, *self._bounds, self.dual_clip)
 
     def weight(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:  # noqa: D102
-        ratio = safe_ratio(log_ratio)
-        below = ratio <= 1 + self.clip_high
-        above = ratio >= 1 - self.clip_low
-        if self.dual_clip is not None:
-            above = above & (ratio <= self.dual_clip)
-        return ratio * advantage * torch.where(advantage > 0, below, above)
+        return clipped_weight(log_ratio, advantage, *self._bounds, self.dual_clip)
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        return 1 - self.clip_low, 1 + self.clip_high
 
     @property
     def sup_weight(self) -> float:  # noqa: D102
