@@ -8,6 +8,8 @@ import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -61,8 +63,20 @@ def mixture(folder, seed=0):
 def reward_model(seed=1, **changes):
     """A random classifier with one label."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=len(CHARACTERS) + 4, num_labels=1, **SIZES | changes)
+    config = LlamaConfig(**{"vocab_size": len(CHARACTERS) + 4, "num_labels": 1} | SIZES | changes)
     return LlamaForSequenceClassification(config)
+
+
+def encoder(vocab_size):
+    """A random model that reads in both directions."""
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    return BertModel(config)
 
 
 def prompts(count=16):

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from rgpo.core.advantage import leave_one_out
 from rgpo.core.diagnostics import NO_SPREAD, explained_variance, has_spread
@@ -139,6 +139,8 @@ class RecipeTrainer(GRPOTrainer):
         else:
             critic = Critic.from_policy(policy)
         critic.refuse_misfit(policy)
+        if self.args.disable_dropout:
+            disable_dropout_in_model(critic)
         self.add_callback(CriticStep(self))
         return self.accelerator.prepare_model(critic, device_placement=True)
 
