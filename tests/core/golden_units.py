@@ -80,6 +80,19 @@ GOLDEN = [
             (name, 2.0, -1.0, None, -2.0, -2.0),
         )
     ),
+    # one sequence has none to be compared with
+    *(
+        (name, 2.0, sign, None, 0.0, 0.0)
+        for name in ("rebel", "dpo", "ipo", "p3o-separate-variant", "p3o-joint-variant", "brain")
+        for sign in (1.0, -1.0)
+    ),
+    # p = 1/4: p (1 - p) = 3/16; p = 1/2: 1/4
+    ("chord-phi", 2.0, 1.0, {"log_prob": -2 * LN2}, 3 / 16 * LN2, 3 / 16),
+    ("chord-phi", 2.0, -1.0, {"log_prob": -LN2}, -LN2 / 4, -1 / 4),
+    ("chord-mu", 0.25, 1.0, None, -2 * LN2, 1.0),
+    ("chord-mu", 0.25, -1.0, None, 2 * LN2, -1.0),
+    ("chord-is", 2.0, 1.0, {"log_prob": -2 * LN2}, LN2 / 4, 1 / 4),
+    ("chord-is", 2.0, -1.0, {"log_prob": -LN2}, -LN2 / 2, -1 / 2),
 ]
 LIMITS = {
     "decoupled-ppo": (0, 0, 0, INF),
@@ -95,6 +108,9 @@ LIMITS = {
     "vcpo": (0, 8, 0, 8),
     "minpro-variant": (0, 5, 0, 5),
     "ppo-opsm": (0, 0, 0, INF),
+    "chord-phi": (0, 1e-6, 0, 1e-6),  # neutral log-probs end at -1e-6
+    "chord-mu": (1, 1, 1, 1),
+    "chord-is": (0, math.exp(-1e-6), 0, math.exp(-1e-6)),
     "turn-ppo": (0, 0, 0, INF),
     "s-ppo": (0, 0, 0, INF),
     "st-ppo": (0, 0, 0, INF),

@@ -11,6 +11,7 @@ from rgpo.core.advantage import (
     group_relative,
     leave_one_out,
     normalize,
+    optimal_baseline,
     vtrace,
 )
 
@@ -358,3 +359,22 @@ def test_inference_mode_and_no_host_read():
     meta = [x.to("meta") for x in data]
     found = (*gae(*meta, 0.9, 0.9), *vtrace(meta[0], *meta, 0.9), normalize(meta[0], meta[3]))
     assert {x.device.type for x in found} == {"meta"}
+
+
+def test_optimal_baseline_minimises_the_second_moment():
+    generator = torch.Generator().manual_seed(5)
+    reward, norm, log_weight = (
+        torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    found = optimal_baseline(reward, norm**2, log_weight)
+
+    def moment(b):
+        return (torch.exp(2 * log_weight) * norm**2 * (reward - b) ** 2).sum(-1, keepdim=True)
+
+    for step in (1e-3, -1e-3):
+        assert (moment(found + step) > moment(found)).all()
+    torch.testing.assert_close(optimal_baseline(reward, norm**2, log_weight + 1e4), found)
+    equal = optimal_baseline(reward, torch.ones_like(norm), torch.zeros_like(norm))
+    torch.testing.assert_close(equal, reward.mean(-1, keepdim=True))
+    none = optimal_baseline(reward, torch.zeros_like(norm), log_weight)
+    torch.testing.assert_close(none, reward.mean(-1, keepdim=True))

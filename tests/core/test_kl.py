@@ -9,6 +9,7 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from rgpo.core.kl import (
     KLPenalty,
     categorical_kl,
+    convex_kl_share,
     forward_kl_gradient,
     k1,
     k2,
@@ -259,3 +260,8 @@ def test_inference_mode_and_no_host_read():
     m = x.to("meta")
     for y in (k3(m), forward_kl_gradient(m), categorical_kl(m, m), normal_kl(m, m, m, m)):
         assert y.device.type == "meta"
+
+
+def test_convex_share_falls_from_the_base_model_to_one_half():
+    shares = [convex_kl_share(t) for t in (0, 50, 51, 60, 61, 91, 100, 1000)]
+    assert shares == pytest.approx([1, 1, 0.9, 0.9, 0.8, 0.5, 0.5, 0.5])

@@ -118,6 +118,23 @@ def leave_one_out(reward: Tensor, group: Tensor | None = None) -> Tensor:
     return centred * count / torch.clamp(count - 1, min=1)
 
 
+def optimal_baseline(reward: Tensor, squared_norm: Tensor, log_weight: Tensor) -> Tensor:
+    """The baseline b of least variance per group (OPOB, arXiv 2602.17616): (B, K) -> (B, 1).
+
+        b = sum W^2 |g|^2 R / sum W^2 |g|^2,    W = exp(log_weight)
+
+    minimises sum W^2 |g|^2 (R - b)^2, what the samples say of the variance of sum W (R - b) g with
+    g = grad log pi of a sequence, `squared_norm` its squared length. The sample's own reward is
+    part of it, so that a bias of order 1/K remains. Where every norm is 0: the mean.
+    """
+    require_same_shape(reward=reward, squared_norm=squared_norm, log_weight=log_weight)
+    require_floating(reward=reward, squared_norm=squared_norm, log_weight=log_weight)
+    share = torch.exp(2 * (log_weight - log_weight.amax(-1, keepdim=True))) * squared_norm
+    total = share.sum(-1, keepdim=True)
+    weighted = (share * reward).sum(-1, keepdim=True) / torch.where(total > 0, total, 1)
+    return torch.where(total > 0, weighted, reward.mean(-1, keepdim=True))
+
+
 def normalize(
     x: Tensor,
     mask: Tensor | None = None,

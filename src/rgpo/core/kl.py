@@ -19,6 +19,7 @@ of k3 is the gradient of KL(pi_ref || pi), not of KL(pi || pi_ref). Use the grad
 below; they agree with the exact gradients by enumeration (tests/core/test_kl.py).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -106,6 +107,15 @@ def reverse_kl_gradient(log_ratio: Tensor, anchor_log_ratio: Tensor | None = Non
     anchored = log_ratio if anchor_log_ratio is None else anchor_log_ratio
     weight = _ratio(log_ratio) * anchored
     return _with_gradient(weight, weight, log_ratio)
+
+
+def convex_kl_share(update: int) -> float:
+    """ReMix's share of KL(pi || base) at `update`; 1 minus it goes to KL(pi || policy before).
+
+    max(1 - 0.1 ceil(max(update - 50, 0) / 10), 0.5) (arXiv 2507.06892, KL-convex; formula:
+    third-party notes): the base model alone for 50 updates, then half and half within 50 more.
+    """
+    return max(1 - 0.1 * math.ceil(max(update - 50, 0) / 10), 0.5)
 
 
 @dataclass(frozen=True)
