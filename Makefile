@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS := fast,atari,video,language,dev
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: demo test lint bench browser clean
+.PHONY: demo test test-contract lint bench browser clean
 
 demo: .venv/ready
 	$(BIN)/rgpo compare --env Hopper-v5 --recipes rgpo ppo rgpo-gate ppo-kl --seeds 6 \
@@ -12,6 +12,28 @@ demo: .venv/ready
 
 test: .venv/ready browser
 	$(BIN)/pytest
+
+# Contract tests run the adapters against the real host trainers, whose pins conflict. So each host
+# has a virtual environment of its own, .contract/<host>, that sees all of .venv and adds, before it
+# on the path, exactly the packages of tests/contract/<host>.txt (exact versions, dependencies told
+# in full: pip resolves nothing). A new host is that file and tests/contract/test_<host>.py.
+# `make -j2 test-contract HOSTS="sb3 rllib"` runs some, two at a time.
+HOSTS ?= $(patsubst tests/contract/%.txt,%,$(wildcard tests/contract/*.txt))
+CONTRACTS := $(HOSTS:%=contract-%)
+
+test-contract: $(CONTRACTS)
+
+.PHONY: $(CONTRACTS)
+$(CONTRACTS): contract-%: .contract/%/ready
+	.contract/$*/bin/python -m pytest --durations=5 tests/contract/test_$*.py
+
+.contract/%/ready: tests/contract/%.txt | .venv/ready
+	rm -rf .contract/$*
+	$(BIN)/python -m venv --without-pip .contract/$*
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	  > "$$(.contract/$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/rgpo.pth"
+	$(BIN)/pip --python .contract/$*/bin/python install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -39,4 +61,4 @@ browser:
 	  echo "chromium is not installed: the browser tests will be skipped"
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .contract build

@@ -3,3 +3,5 @@
 import torch
 
 torch.set_num_threads(1)
+
+collect_ignore = ["contract"]  # those need their hosts: `make test-contract`
