@@ -208,3 +208,27 @@ def test_acting_in_numpy_is_acting_in_torch():
         np.testing.assert_allclose(
             plain.act(observation, noise), fast.act(observation, noise), rtol=1e-5, atol=1e-6
         )
+
+
+def test_a_clip_normalized_step_is_ppos_over_the_norm_of_what_was_clipped():
+    """The floor of 1 leaves small gradients alone; beyond it the scale of A drops out."""
+    norms = {}
+    for name, scale in (("ppo", 1.0), ("s-ppo", 1.0), ("s-ppo", 1e4), ("s-ppo", 1e5)):
+        config = dataclasses.replace(
+            BASE,
+            recipe=name,
+            epochs=1,
+            max_grad_norm=0.0,
+            normalize_advantages=False,
+            value_coefficient=0.0,
+        )
+        plain, _, distribution = learners("box", [config])
+        batch = make_batch(plain, distribution, 0)
+        batch.log_prob = batch.log_prob - 0.5 * batch.advantage.sign()  # the clip's flat side
+        batch.log_prob[:, ::2] += 0.5 * batch.advantage.sign()[:, ::2]
+        batch.advantage = batch.advantage * scale
+        order = np.arange(SAMPLES).reshape(1, 1, -1)
+        schedule = Schedule(np.zeros(1), np.zeros(1), np.zeros(1))
+        norms[name, scale] = float(plain.update(batch, order, schedule)["gradient_norm"][0])
+    assert norms["s-ppo", 1.0] == pytest.approx(norms["ppo", 1.0])
+    assert norms["s-ppo", 1e5] == pytest.approx(norms["s-ppo", 1e4], rel=1e-3)

@@ -16,6 +16,7 @@ from rgpo.control.distributions import Distribution
 from rgpo.control.networks import ActorCritic
 from rgpo.control.trpo import natural_gradient_step
 from rgpo.core.advantage import normalize
+from rgpo.core.clipping_bias import clip_normalizer, clipped_away, gradient_norm
 from rgpo.core.kl import k3
 from rgpo.core.objective import Objective
 from rgpo.core.recipes import Recipe
@@ -212,6 +213,10 @@ class PlainLearner:
             inputs["median_advantage"] = sample.returns - median.detach()
         surrogate = objective.surrogate(log_ratio, advantage, **inputs)
         loss = -token_mean(surrogate, mask)
+        if self.recipes[r].step == "clip-normalized":
+            weight = objective.weight(log_ratio.detach(), advantage, **inputs)
+            bias = token_mean(clipped_away(log_ratio, advantage, weight), mask)
+            loss = loss * clip_normalizer(gradient_norm(bias, self.policies[r].parameters()))
         if "median_advantage" in objective.needs:
             loss = loss + 0.5 * token_mean(median_loss(sample.returns - median), mask)
         ends = (sample.parameters, parameters)

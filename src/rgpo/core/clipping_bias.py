@@ -41,10 +41,19 @@ def clipped_loss(
     """
     if mask is None:
         mask = torch.ones_like(result.weight, dtype=torch.bool)
-    clipped = mask & (result.weight == 0) & (advantage != 0)
-    lost = safe_ratio(result.log_ratio.detach()) * torch.where(clipped, advantage.detach(), 0)
+    lost = clipped_away(result.log_ratio, torch.where(mask, advantage, 0), result.weight)
     default: Reduction = "token-mean" if mask.dim() == 1 else recipe.reduction
-    return -reduce(lost * result.log_ratio, mask, reduction or default, denominator=denominator)
+    return -reduce(lost, mask, reduction or default, denominator=denominator)
+
+
+def clipped_away(log_ratio: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
+    """Per element, a term whose gradient is what the clip threw away: r A grad log r, or 0.
+
+    An element is clipped if its weight is 0 and its advantage not. All of one shape.
+    """
+    clipped = (weight == 0) & (advantage != 0)
+    force = safe_ratio(log_ratio.detach()) * advantage.detach()
+    return torch.where(clipped, force, 0) * log_ratio
 
 
 def gradient_norm(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:

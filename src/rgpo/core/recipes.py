@@ -46,6 +46,10 @@ class Recipe:
     """`natural-gradient`: conjugate gradient and line search on a KL constraint (TRPO).
     `clip-normalized`: the gradient over the norm of what clipping took from it (S-PPO)."""
 
+    data: Literal["policy", "expert"] = "policy"
+    """Whose samples it learns from: a policy's rollouts, old ones included, or an expert's, a
+    second stream beside a recipe of the first kind."""
+
     anchor_decay: float = 0.0
     """Which policy `proximal_log_ratio` refers to, where the objective needs it: 0 is the policy
     at the start of the update, otherwise the exponentially weighted average of the parameters
