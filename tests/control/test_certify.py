@@ -2,11 +2,14 @@
 
 import itertools
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 from rgpo.control.certify import (
     HALVINGS,
+    PARTS,
     certified_fraction,
     certify_runs,
     confidence_per_candidate,
@@ -17,9 +20,11 @@ from rgpo.control.certify import (
 from rgpo.control.config import TrainConfig
 from rgpo.control.distributions import Bernoulli, Categorical, Normal
 from rgpo.control.networks import ActorCritic
+from rgpo.control.train import Trainer
 from rgpo.core import recipes
 from rgpo.core.certificate import categorical_tv, certify
 from rgpo.core.objectives.rgpo import RGPO
+from rgpo.errors import RgpoError
 from rgpo.studies.tabular import random_problems, solve
 
 close = torch.testing.assert_close
@@ -177,3 +182,99 @@ def test_the_same_updates_without_a_certificate_do_lower_it():
     returns, _ = returns_of_updates(0.5, seeds=200, samples=2, updates=4, certified=False)
     lowered = (returns[1:] < returns[:-1]).double().mean()
     assert lowered > 0.05
+
+
+# ---- in training ----------------------------------------------------------------------------
+
+SMALL = {"env": "CartPole-v1", "num_envs": 4, "rollout_steps": 64, "minibatch_size": 64}
+
+
+@pytest.mark.parametrize("learner", ["plain", "fast"])
+def test_a_row_holds_the_certificate_of_its_update(learner):
+    configs = [
+        TrainConfig(**SMALL, recipe=recipe, seed=1, learner=learner, backend="gymnasium")
+        for recipe in ("rgpo", "ppo")
+    ]
+    for row in Trainer(configs).step():
+        parts = [row[f"certificate_{name}"] for name in ("surrogate", "gate", "shift", "interval")]
+        assert row["certificate"] == pytest.approx(parts[0] - sum(parts[1:]))
+        assert parts[2] > 0
+        assert parts[3] > 0
+        assert row["accepted_step"] == 1
+
+
+def test_without_a_discount_there_is_no_certificate():
+    (row,) = Trainer([TrainConfig(**SMALL, gamma=1.0)]).step()
+    assert not PARTS.keys() & row.keys()
+
+
+@pytest.mark.parametrize("learner", ["plain", "fast"])
+def test_certified_updates_at_a_long_discount_are_null_steps_and_the_critic_learns(learner):
+    config = TrainConfig(**SMALL, certified=True, learner=learner, backend="gymnasium")
+    trainer = Trainer([config])
+    (policy,) = trainer.learner.policies
+    old = {k: v.clone() for k, v in policy.state_dict().items()}
+    (row,) = trainer.step()
+    new = policy.state_dict()
+    for name, tensor in old.items():
+        assert torch.equal(new[name], tensor) == (not name.startswith("critic.")), name
+    assert row["accepted_step"] == row["certificate"] == 0
+    assert row["kl"] < 1e-6
+    assert row["explained_variance"] is not None
+
+
+class Shortest(gym.Env):
+    """One step, +1 for the first of two actions and -1 for the second."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed, options=options)
+        return np.ones(1, dtype=np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, dtype=np.float32), 1.0 - 2 * action, True, False, {}
+
+
+gym.register("Shortest-v0", entry_point=f"{__name__}:Shortest")
+
+
+@pytest.mark.parametrize("learner", ["plain", "fast"])
+def test_certified_updates_move_where_something_can_be_guaranteed(learner):
+    """Two runs of one-step episodes: the return rises, and every row keeps what it promises."""
+    configs = [
+        TrainConfig(
+            env="Shortest-v0",
+            recipe="rgpo-gate",
+            seed=seed,
+            gamma=0.0,
+            num_envs=8,
+            rollout_steps=256,
+            minibatch_size=256,
+            normalize_rewards=False,
+            normalize_observations=False,  # their statistics would move the policy as well
+            certified=True,
+            learner=learner,
+        )
+        for seed in range(2)
+    ]
+    trainer = Trainer(configs)
+    rows = [trainer.step() for _ in range(4)]
+    for before, after in itertools.pairwise(rows):
+        for old, new in zip(before, after, strict=True):
+            assert old["certificate"] >= 0
+            assert new["return"] >= old["return"] + old["certificate"] - 0.08  # 1,024 episodes
+    assert all(row["accepted_step"] > 0 for row in rows[0])
+    assert all(row["return"] > 0.5 for row in rows[-1])
+
+
+def test_certified_updates_that_cannot_be_are_refused_and_the_hopeless_ones_told():
+    with pytest.raises(RgpoError, match="gamma 1"):
+        TrainConfig(certified=True, gamma=1.0)
+    with pytest.raises(RgpoError, match="staleness"):
+        TrainConfig(certified=True, staleness=2)
+    assert any("null step" in w for w in TrainConfig(certified=True).warnings())
+    assert any("normalize" in w for w in TrainConfig(certified=True, gamma=0.5).warnings())
+    quiet = TrainConfig(certified=True, gamma=0.5, normalize_observations=False)
+    assert not quiet.warnings()

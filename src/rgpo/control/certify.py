@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rgpo.control.distributions import Categorical, Distribution
 from rgpo.core.certificate import categorical_tv, certify, tv_bound
 from rgpo.core.objective import Objective
+from rgpo.core.objectives.importance import Importance
 
 CONFIDENCE = 0.95
 """Of the logged certificate, and of all candidates of one certified update together."""
@@ -21,15 +22,26 @@ CONFIDENCE = 0.95
 HALVINGS = 10
 """Of a certified update before it becomes the null step."""
 
+PARTS = {
+    "certificate": "bound",
+    "certificate_surrogate": "surrogate",
+    "certificate_gate": "gate",
+    "certificate_shift": "shift",
+    "certificate_interval": "interval",
+}
+"""Row keys of the fields of a `Certificate`."""
+
+_VALUE_HEADS = ("critic.", "median.")
+
 GLOSSARY: dict[str, str] = {
     "certificate": (
-        f"Lower bound of J(new) - J(old) at a nominal {CONFIDENCE:.0%} confidence, in units of the "
-        "(scaled) discounted return: certificate_surrogate - certificate_gate - "
-        "certificate_shift - certificate_interval. Far below 0 where the discount is long."
+        f"Lower bound of J(new) - J(behaviour) at a nominal {CONFIDENCE:.0%} confidence, in units "
+        "of the (scaled) discounted return: certificate_surrogate - certificate_gate - "
+        "certificate_shift - certificate_interval. Far below 0 for a gamma near 1."
     ),
     "certificate_surrogate": (
         "Mean of (g - 1) A over 1 - gamma: the gain that the surrogate promises, g being the "
-        "recipe's gate, normalised."
+        "recipe's gate, normalised (r where the weight depends on more than r and A)."
     ),
     "certificate_gate": (
         "What the gate gives up: certificate_surrogate minus the gain by importance weights "
@@ -78,21 +90,20 @@ def certify_runs(
     if gamma == 1:
         return {}
     found, start = [], 0
-    for objective, group in groupby(objectives):
+    for objective, group in groupby(map(_gated, objectives)):
         end = start + len(list(group))
         data = [x[start:end] for x in (log_ratio, advantage, mask)]
         found.append(
             certify(objective, *data, tv=tv[start:end], gamma=gamma, confidence=confidence)
         )
         start = end
-    keys = {
-        "certificate": "bound",
-        "certificate_surrogate": "surrogate",
-        "certificate_gate": "gate",
-        "certificate_shift": "shift",
-        "certificate_interval": "interval",
-    }
-    return {key: torch.cat([getattr(c, name) for c in found]) for key, name in keys.items()}
+    return {key: torch.cat([getattr(c, name) for c in found]) for key, name in PARTS.items()}
+
+
+def _gated(objective: Objective) -> Objective:
+    """What splits the bound: the objective, or plain r where more than r and A decides."""
+    simple = objective.scope == "element" and not objective.needs and objective.homogeneous
+    return objective if simple else Importance()
 
 
 def certified_fraction(promise: Callable[[Tensor], Tensor], runs: int) -> Tensor:
@@ -116,12 +127,16 @@ def confidence_per_candidate(confidence: float = CONFIDENCE) -> float:
 
 
 def policy_parameters(policies: Iterable[nn.Module]) -> list[dict[str, Tensor]]:
-    """A copy of every parameter that the actions depend on: all but the critic's, by run.
+    """A copy of every parameter that the actions depend on: all but the value heads', by run.
 
     A CNN shared by actor and critic belongs to the policy.
     """
     return [
-        {k: p.detach().clone() for k, p in policy.named_parameters() if not k.startswith("critic.")}
+        {
+            name: parameter.detach().clone()
+            for name, parameter in policy.named_parameters()
+            if not name.startswith(_VALUE_HEADS)
+        }
         for policy in policies
     ]
 

@@ -106,6 +106,10 @@ class TrainConfig:
     max_kl: float = 0.01
     """Radius of the KL ball of natural-gradient recipes (trpo)."""
 
+    certified: bool = False
+    """Take every update back towards the old policy until its certificate is not negative
+    (docs/certificates.md); with the usual gamma that is the null step."""
+
     backend: Literal["auto", "gymnasium", "envpool"] = "auto"
     """Who steps the environments; auto takes EnvPool where it is installed and has the task."""
 
@@ -141,6 +145,14 @@ class TrainConfig:
                 f"minibatch_size {self.minibatch_size} does not divide the "
                 f"{self.batch_size} samples of a rollout (num_envs x rollout_steps): "
                 f"choose a divisor, such as {_divisor(self.batch_size, self.minibatch_size)}"
+            )
+
+        if self.certified and self.gamma == 1:
+            raise RgpoError("no certificate exists for gamma 1: choose a smaller gamma")
+        if self.certified and self.staleness:
+            raise RgpoError(
+                "certified updates start from the policy that collected the data: "
+                "leave staleness at 0"
             )
 
     def _require(self, what: str, holds: Callable[[float], bool], names: tuple[str, ...]) -> None:
@@ -191,6 +203,16 @@ class TrainConfig:
             found.append(NO_SPREAD)
         if natural and self.target_kl is not None:
             found.append(f"{self.recipe} takes one step inside max_kl: target_kl changes nothing")
+        if self.certified and self.gamma >= 0.9:
+            found.append(
+                f"at gamma {self.gamma} a certificate is far below 0 and every certified update "
+                "the null step: the cost of the shift of states grows with 1 / (1 - gamma)^2"
+            )
+        if self.certified and self.normalize_observations:
+            found.append(
+                "the statistics of the observations move the policy between updates, which no "
+                "certificate covers: use --normalize-observations False"
+            )
         return found
 
 

@@ -1,5 +1,6 @@
 """The definition of every key in a row of metrics.jsonl; docs/metrics.md is made from it."""
 
+from rgpo.control.certify import GLOSSARY as CERTIFICATE_GLOSSARY
 from rgpo.core.diagnostics import GLOSSARY as RATIO_GLOSSARY
 from rgpo.core.diagnostics import KL_SPIKE
 
@@ -29,6 +30,7 @@ GLOSSARY: dict[str, str] = {
     "seconds_step": "Seconds in the environments, likewise.",
     "seconds_learn": "Seconds from the rollout's end to the measured update, likewise.",
     "seconds": "Seconds of the whole update, likewise.",
+    **CERTIFICATE_GLOSSARY,
     **{name: text for name, text in RATIO_GLOSSARY.items() if name != "kl_spike_rate"},
 }
 

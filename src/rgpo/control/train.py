@@ -4,6 +4,7 @@
         collect    T steps in E environments, with R policies side by side
         prepare    normalise rewards, values, generalised advantage estimation
         update     epochs of minibatches of the recipe's surrogate       (learner.py, fast.py)
+               --certified: taken back until it is certified         (certify.py)
         measure    exact KL(old || new), ratio tails, ESS, ... of the new policy on the rollout
         log, adapt the KL penalty, checkpoint
 
@@ -25,6 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgpo.control.certify import (
+    CONFIDENCE,
+    PARTS,
+    certified_fraction,
+    certify_runs,
+    confidence_per_candidate,
+    place,
+    policy_parameters,
+    total_variation,
+)
 from rgpo.control.config import TrainConfig, shared_fields
 from rgpo.control.distributions import Categorical, distribution_for
 from rgpo.control.environments import make_environments
@@ -114,6 +125,11 @@ class Trainer:
         discrete = isinstance(self.distribution, Categorical)
         for recipe in self.recipes:
             what, objective = f"recipe {recipe.name!r}", recipe.objective
+            if recipe.data == "expert":
+                raise RgpoError(
+                    f"{what} learns from an expert's samples, which control tasks do not have: "
+                    "mix it into a language model's loss (docs/objectives/pairs.md)"
+                )
             if "reference_log_ratio" in objective.needs:
                 raise RgpoError(
                     f"{what} needs reference_log_ratio, and control tasks have no reference model: "
@@ -163,8 +179,12 @@ class Trainer:
             learning_rate, np.where(reverse, 0, coefficients), np.where(reverse, coefficients, 0)
         )
         order = self._minibatch_order()
+        old = policy_parameters(self.learner.policies) if self.config.certified else None
         learned = self.learner.update(batch, order, schedule)
-        metrics = self._measure(batch, before) | learned
+        accepted = np.ones(self.runs) if old is None else self._shorten(batch, old)
+        metrics = self._measure(batch, before) | learned | {"accepted_step": accepted}
+        for key in PARTS.keys() & metrics.keys():  # a null step changes nothing, for certain
+            metrics[key] = np.where(accepted == 0, 0, metrics[key])
         metrics |= {"learning_rate": learning_rate, "kl_coefficient": np.array(coefficients)}
         self.updates_done += 1
         self._adapt(metrics)
@@ -356,9 +376,42 @@ class Trainer:
         metrics["kl"] = torch.where(mask, kl, 0).sum(-1) / count
         metrics["kl_behavior"] = torch.where(mask, behavior_kl, 0).sum(-1) / count
         metrics["kl_spike"] = (metrics["kl"] > KL_SPIKE).float()
+        metrics |= self._certificates(batch, parameters, log_ratio, behavior_kl)
         metrics["entropy"] = torch.where(mask, entropy, 0).sum(-1) / count
         metrics["explained_variance"] = explained_variance(batch.value, batch.returns, mask)
         return {name: tensor.double().numpy() for name, tensor in metrics.items()}
+
+    def _certificates(
+        self,
+        batch: Batch,
+        parameters: Tensor,
+        log_ratio: Tensor,
+        kl: Tensor,
+        confidence: float = CONFIDENCE,
+    ) -> dict[str, Tensor]:
+        """What the rollout guarantees about the policies with these `parameters` (R, N, P)."""
+        tv = total_variation(self.distribution, batch.parameters, parameters, kl)
+        objectives = [recipe.objective for recipe in self.recipes]
+        data = (log_ratio, batch.advantage, tv, batch.mask)
+        return certify_runs(objectives, *data, gamma=self.config.gamma, confidence=confidence)
+
+    @torch.no_grad()
+    def _shorten(self, batch: Batch, old: list[dict[str, Tensor]]) -> np.ndarray:
+        """Take policies back towards `old` until their steps are certified: fractions (R,)."""
+        policies = self.learner.policies
+        new = policy_parameters(policies)
+
+        def promise(fraction: Tensor) -> Tensor:
+            place(policies, old, new, fraction)
+            parameters, _ = self.learner.evaluate(batch.observation)
+            log_ratio = self.distribution.log_prob(parameters, batch.action) - batch.log_prob
+            kl = self.distribution.kl(batch.parameters, parameters)
+            found = self._certificates(batch, parameters, log_ratio, kl, confidence_per_candidate())
+            return found["certificate"]
+
+        fraction = certified_fraction(promise, self.runs)
+        place(policies, old, new, fraction)
+        return fraction.numpy()
 
     def _weight(
         self, r: int, batch: Batch, parameters: Tensor, log_ratio: Tensor, advantage: Tensor

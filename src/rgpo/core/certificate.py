@@ -16,14 +16,14 @@ gives a valid bound, whatever objective was optimised. docs/certificates.md deri
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rgpo.core.checks import require_boolean, require_floating, require_same_shape, working_dtype
-from rgpo.core.objective import Objective
+from rgpo.core.objective import Objective, neutral_inputs
 
 FAR = 1e4
 """|log r| up to which objectives are finite (docs/architecture.md)."""
@@ -210,8 +210,14 @@ def gate_value(
     """The normalised gate g of an objective J, for the sign of the advantage; any shape.
 
     g = 1 + (J(d) - J(0)) / (A w(0)): the affine change that gives it value 1 and slope 1 where all
-    log-ratios are 0, and that changes no direction. For `RGPO` it is the gate itself.
+    log-ratios are 0, and that changes no direction. For `RGPO` it is the gate itself. ValueError
+    for objectives whose elements act on each other: they have no gate per element.
     """
+    if objective.scope != "element":
+        raise ValueError(
+            f"{objective} weighs whole units: split the certificate by another objective, such "
+            "as Importance(), which does not change the bound"
+        )
     sign = torch.where(advantage < 0, -1, 1).to(working_dtype(log_ratio))
     (start_down, slope_down), (start_up, slope_up) = _origin(objective, -1), _origin(objective, 1)
     start = torch.where(advantage < 0, start_down, start_up)
@@ -255,11 +261,12 @@ def tv_bound(kl: Tensor) -> Tensor:
     return torch.sqrt(torch.minimum(kl / 2, -torch.expm1(-kl)))
 
 
-@cache
+@lru_cache(maxsize=256)  # an objective that adapts is another one after every update
 def _origin(objective: Objective, sign: int) -> tuple[float, float]:
     """Value and weight per unit of advantage where all log-ratios are 0."""
     zero = torch.zeros((), dtype=torch.float64)
-    unit, inputs = zero + sign, dict.fromkeys(objective.needs, zero)
+    unit = zero + sign
+    inputs = neutral_inputs(objective, zero, unit)
     slope = sign * float(objective.weight(zero, unit, **inputs))
     if not 0 < slope < math.inf:
         raise ValueError(f"{objective} has no positive slope at r = 1 and cannot be normalised")
