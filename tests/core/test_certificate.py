@@ -13,6 +13,7 @@ from rgpo.core.certificate import (
     certify_sequences,
     empirical_bernstein,
     gate_value,
+    has_gate,
     improvement_bound,
     tv_bound,
 )
@@ -105,7 +106,7 @@ def test_every_objective_gives_a_valid_bound_whatever_was_optimised():
     problems, old, new, at_old, at_new = solved(100)
     gain = at_new.performance - at_old.performance
     for recipe in recipes.recipes():
-        if recipe.objective.scope == "element" and not recipe.objective.needs:
+        if has_gate(recipe.objective) and not recipe.objective.needs:
             arguments = (old, new, at_old.advantage, at_old.visits, problems.gamma)
             found = improvement_bound(recipe.objective, *arguments)
             assert (found.bound <= gain + 1e-9 * (1 + gain.abs())).all(), recipe.name
@@ -207,6 +208,13 @@ def test_the_normalised_gate_has_value_and_slope_1_for_both_signs():
         close(gate.detach(), torch.ones_like(slope))
 
 
+def test_an_objective_that_is_no_gate_is_refused_by_name_and_the_bound_does_not_need_it():
+    assert all(has_gate(recipes.get(name).objective) for name in ("rgpo", "ppo", "sapo", "spo"))
+    (without, *_) = [r.objective for r in recipes.recipes() if not has_gate(r.objective)]
+    with pytest.raises(ValueError, match=type(without).__name__):
+        gate_value(without, torch.zeros(3), torch.ones(3))
+
+
 # ---- from samples ----------------------------------------------------------------------------
 
 
@@ -239,7 +247,7 @@ def test_the_bound_is_about_two_policies_and_the_gate_only_splits_it():
     found = {
         recipe.name: certify(recipe.objective, d, advantage, gamma=0.5, tv=tv)
         for recipe in recipes.recipes()
-        if recipe.objective.scope == "element" and not recipe.objective.needs
+        if has_gate(recipe.objective) and not recipe.objective.needs
     }
     for one in found.values():
         close(one.bound, found["rgpo"].bound)

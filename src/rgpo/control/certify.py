@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rgpo.control.distributions import Categorical, Distribution
-from rgpo.core.certificate import categorical_tv, certify, tv_bound
+from rgpo.core.certificate import categorical_tv, certify, has_gate, tv_bound
 from rgpo.core.objective import Objective
 from rgpo.core.objectives.importance import Importance
 
@@ -102,8 +102,7 @@ def certify_runs(
 
 def _gated(objective: Objective) -> Objective:
     """What splits the bound: the objective, or plain r where more than r and A decides."""
-    simple = objective.scope == "element" and not objective.needs and objective.homogeneous
-    return objective if simple else Importance()
+    return objective if has_gate(objective) and not objective.needs else Importance()
 
 
 def certified_fraction(promise: Callable[[Tensor], Tensor], runs: int) -> Tensor:

@@ -211,18 +211,24 @@ def gate_value(
 
     g = 1 + (J(d) - J(0)) / (A w(0)): the affine change that gives it value 1 and slope 1 where all
     log-ratios are 0, and that changes no direction. For `RGPO` it is the gate itself. ValueError
-    for objectives whose elements act on each other: they have no gate per element.
+    for an objective without one, see `has_gate`.
     """
-    if objective.scope != "element":
+    if not has_gate(objective):
         raise ValueError(
-            f"{objective} weighs whole units: split the certificate by another objective, such "
-            "as Importance(), which does not change the bound"
+            f"{objective} is no function of the ratio times the advantage: split the certificate "
+            "by another objective, such as Importance(), which does not change the bound"
         )
     sign = torch.where(advantage < 0, -1, 1).to(working_dtype(log_ratio))
     (start_down, slope_down), (start_up, slope_up) = _origin(objective, -1), _origin(objective, 1)
     start = torch.where(advantage < 0, start_down, start_up)
     slope = torch.where(advantage < 0, slope_down, slope_up)
     return 1 + (objective.value(log_ratio, sign, **inputs) * sign - start) / slope
+
+
+def has_gate(objective: Objective) -> bool:
+    """Whether J is g A per element, with a g that rises at r = 1 and may depend on A's sign."""
+    alone = objective.scope == "element" and objective.homogeneous
+    return alone and all(0 < _origin(objective, sign)[1] < math.inf for sign in (-1, 1))
 
 
 def empirical_bernstein(
@@ -268,8 +274,6 @@ def _origin(objective: Objective, sign: int) -> tuple[float, float]:
     unit = zero + sign
     inputs = neutral_inputs(objective, zero, unit)
     slope = sign * float(objective.weight(zero, unit, **inputs))
-    if not 0 < slope < math.inf:
-        raise ValueError(f"{objective} has no positive slope at r = 1 and cannot be normalised")
     return sign * float(objective.value(zero, unit, **inputs)), slope
 
 
