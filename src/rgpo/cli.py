@@ -21,6 +21,7 @@ from rgpo.runs.directory import Run
 from rgpo.runs.report import write_objectives, write_report
 from rgpo.runs.table import final_table, print_table
 from rgpo.studies import compare as comparison
+from rgpo.studies.command import STUDIES
 from rgpo.studies.curves import objective_curve
 from rgpo.studies.progress import ComparisonProgress, RunProgress
 
@@ -165,6 +166,36 @@ def objectives(
     return 0
 
 
+def verify(out: Path = Path("runs/verify"), quick: tyro.conf.UseCounterAction[int] = 0) -> int:
+    """Check the paper's claims on this machine, repaired where they do not hold as published.
+
+    Args:
+        out: Directory of verify.html and verify.json.
+        quick: Reduced size, for tests: fewer problems and samples.
+    """
+    from rgpo.studies.verify import run as verification
+
+    verification.prepare(out)
+    with console.status("") as status:
+        findings = verification.run(
+            quick=bool(quick),
+            starting=lambda name: status.update(f"checking {name}"),
+            done=lambda name, seconds: console.print(f"{name:12} {seconds:5.1f} s"),
+        )
+    verification.print_findings(findings, console)
+    page = verification.write(findings, out, quick=bool(quick))
+    console.print(f"figures: {page.resolve()}")
+    failed = [finding.name for finding in findings if not finding.holds]
+    if failed:
+        console.print(f"[bold red]failed:[/] {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def study() -> int:
+    """Named, reproducible studies: `rgpo study --help` lists them."""
+    raise RgpoError("which study? `rgpo study --help` lists them")
+
+
 COMMANDS = {
     "train": train,
     "compare": compare,
@@ -172,6 +203,8 @@ COMMANDS = {
     "eval": evaluate,
     "report": report,
     "objectives": objectives,
+    "verify": verify,
+    "study": study,
 }
 
 
@@ -183,10 +216,13 @@ def main(arguments: list[str] | None = None) -> None:
         arguments.remove("--debug")
     torch.set_num_threads(1)  # tiny matrix products: a second thread only spins
     warnings.showwarning = _show_warning
+    commands, program = COMMANDS, "rgpo"
+    if arguments[:1] == ["study"] and len(arguments) > 1:
+        commands, program, arguments = STUDIES, "rgpo study", arguments[1:]
     try:
         status = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="rgpo",
+            commands,
+            prog=program,
             description=(
                 "Policy optimisation that controls how far data may be from the policy. "
                 "Add --debug to any command for the traceback of an error."

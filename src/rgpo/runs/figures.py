@@ -266,7 +266,7 @@ def styled(figure: go.Figure, height: int, hovermode: str = "x unified") -> go.F
     figure.update_annotations(font={"size": 13, "color": _INK})
     axis = {"gridcolor": _GRID, "linecolor": "#CBD5E1", "showline": True, "zeroline": False}
     figure.update_xaxes(**axis, title={"font": {"size": 13}, "standoff": 8})
-    figure.update_yaxes(**axis)
+    figure.update_yaxes(**axis, title={"font": {"size": 13}})
     return figure
 
 
