@@ -369,6 +369,18 @@ def test_an_anchor_that_decays_is_the_average_of_the_past():
     torch.testing.assert_close(seen[2].proximal_log_prob[1], seen[2].log_prob[1])
 
 
+def test_an_average_that_has_fallen_behind_starts_again_at_the_present_policy():
+    """A clip of no width silences more than a tenth of the samples, one of 100 none."""
+    narrow, wide = (("clip_low=1e-9", "clip_high=1e-9"), ("clip_low=1", "clip_high=100"))
+    configs = [tiny(recipe="ppo-ewma-revised", set=bounds) for bounds in (narrow, wide)]
+    trainer, _ = train(configs, 2)
+    present, anchors = trainer.learner.parameters_of_runs(), trainer.anchors
+    assert anchors.weight[0] == 1
+    assert anchors.weight[1] > 1
+    assert torch.equal(anchors.average[0], present[0])
+    assert not torch.equal(anchors.average[1], present[1])
+
+
 def test_objectives_and_their_learning_rate_follow_what_was_measured():
     @dataclasses.dataclass(frozen=True)
     class Adapting(SPO):

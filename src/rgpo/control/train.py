@@ -444,6 +444,9 @@ class Trainer:
         self.past.append(present)
         if self.anchors is not None:
             self.anchors.update(present, torch.from_numpy(metrics["optimizer_steps"]).view(-1, 1))
+            floors = np.array([recipe.anchor_reset for recipe in self.recipes])
+            behind = torch.from_numpy(1 - metrics["active_clip_fraction"] < floors)
+            self.anchors.reset(present, behind.view(-1, 1))
 
     def _adapt_objectives(self, metrics: dict[str, np.ndarray]) -> None:
         progress = self.updates_done / self.config.updates

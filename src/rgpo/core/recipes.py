@@ -55,6 +55,10 @@ class Recipe:
     at the start of the update, otherwise the exponentially weighted average of the parameters
     after each optimiser step with this decay (`rgpo.core.anchor`)."""
 
+    anchor_reset: float = 0.0
+    """The average starts again at the present policy after an update in which less than this
+    share of the elements exerted a force; 0: never."""
+
     confidence: str = "paper"
     """Where the formula and the defaults come from."""
 

@@ -177,7 +177,8 @@ register(
         paper="2605.12070",
         summary="averaged anchor in place of lost old log-probs, correction truncated to [0, 2]",
         anchor_decay=WINDOW / (WINDOW + 2),
-        confidence="formula, truncation and decay W/(W+2): third-party notes; W = 16: inferred",
+        anchor_reset=0.9,
+        confidence="formula, truncation, reset, decay W/(W+2): third-party notes; W = 16: inferred",
     ),
     Recipe(
         "remix",
