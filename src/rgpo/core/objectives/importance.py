@@ -45,4 +45,12 @@ register(
         summary="importance ratio, adaptive KL penalty, no clip (section 4): KL control alone",
         kl=KLPenalty(1.0, target=0.01),
     ),
+    Recipe(
+        "mdpo",
+        Importance(),
+        paper="2005.09814",
+        summary="importance ratio, KL(new || old) penalty over the share of training left, no clip",
+        kl=KLPenalty(1.0, direction="reverse", annealed=True),
+        confidence="on-policy form, as in the authors' code, whose KL coefficient is unused there",
+    ),
 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rgpo.core.gates import Gate
+from rgpo.core.kl import KLPenalty
 from rgpo.core.objective import SAFE_LOG_RATIO, Objective, require_positive
 from rgpo.core.recipes import Recipe, register
 
@@ -51,5 +52,13 @@ register(
         summary="wide sigmoid gate, slightly narrower for A < 0",
         reduction="sequence-mean",
         confidence="formula and defaults: four frameworks' code agree",
-    )
+    ),
+    Recipe(
+        "p3o-scopic",
+        SAPO(tau_positive=4.0, tau_negative=4.0),
+        paper="2205.10047",
+        summary="one sigmoid gate for both signs, with a fixed KL penalty",
+        kl=KLPenalty(0.1),
+        confidence="formula, tau and coefficient for MuJoCo: the authors' code; Atari: 2 and 1",
+    ),
 )
