@@ -1,12 +1,13 @@
 """The command line: parses, calls, prints."""
 
+import itertools
 import os
 import shlex
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -16,6 +17,8 @@ from rich.table import Table
 from rgpo.control import session
 from rgpo.control.config import TrainConfig
 from rgpo.core import recipes
+from rgpo.differentiable import session as reparam_session
+from rgpo.differentiable.config import ReparamConfig
 from rgpo.errors import RgpoError
 from rgpo.runs.directory import Run
 from rgpo.runs.report import write_objectives, write_report
@@ -30,20 +33,32 @@ console = Console()
 Flat = tyro.conf.OmitArgPrefixes
 
 
-def train(config: Flat[TrainConfig], out: Path | None = None) -> int:
+def train(
+    config: Flat[TrainConfig],
+    algo: Literal["score-function", "reparam-ppo", "reppo"] = "score-function",
+    out: Path | None = None,
+) -> int:
     """Train one policy with a recipe on a Gymnasium task.
 
     Args:
         config: What to train.
+        algo: score-function: PPO's family. The others follow the gradient of a differentiable
+            task (reparam-ppo) or of a critic (reppo); `rgpo train --algo reparam-ppo --help`
+            shows their options.
         out: Run directory; default: runs/ENV-RECIPE-seedN.
     """
-    for sentence in config.warnings():
-        warnings.warn(sentence, stacklevel=1)
-    default = f"{_file_name(config.env)}-{_file_name(config.label)}-seed{config.seed}"
-    directory = out or Path("runs") / default
-    with RunProgress(console, f"{config.label} on {config.env}") as progress:
-        statuses = session.start([config], [directory], progress)
-    return _tell_run(directory, statuses)
+    del algo  # the others are `train_reparam`
+    return _train(config, session, out)
+
+
+def train_reparam(config: Flat[ReparamConfig], out: Path | None = None) -> int:
+    """Train one policy through the gradient of a differentiable task, or of a critic.
+
+    Args:
+        config: What to train.
+        out: Run directory; default: runs/ENV-METHOD-seedN.
+    """
+    return _train(config, reparam_session, out)
 
 
 def compare(
@@ -79,7 +94,7 @@ def resume(path: Annotated[Path, tyro.conf.Positional]) -> int:
     if (path / comparison.PLAN).exists():
         return _run_comparison(comparison.Plan.load(path))
     with RunProgress(console, f"resuming {path}") as progress:
-        statuses = session.resume([path], progress)
+        statuses = _session_of(path).resume([path], progress)
     return _tell_run(path, statuses)
 
 
@@ -97,7 +112,7 @@ def evaluate(
         seed: Seed of the first episode.
         video: Write the first episode to this mp4 file.
     """
-    results = session.evaluate_run(path, episodes=episodes, seed=seed, video=video)
+    results = _session_of(path).evaluate_run(path, episodes=episodes, seed=seed, video=video)
     mean = sum(results.returns) / len(results.returns)
     console.print(
         f"return {mean:.1f} over {episodes} episodes "
@@ -121,7 +136,7 @@ def report(
     runs = _runs_below(paths)
     curves = {}
     for run in runs:
-        config = session.config_of(Run.open(run))
+        config = _session_of(run).config_of(Run.open(run))
         curves[config.label] = objective_curve(config.resolve())
     print_table(final_table(runs), console)
     title = "Comparison of " + ", ".join(curves)
@@ -219,6 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
     commands, program = COMMANDS, "rgpo"
     if arguments[:1] == ["study"] and len(arguments) > 1:
         commands, program, arguments = STUDIES, "rgpo study", arguments[1:]
+    if arguments[:1] == ["train"] and _option(arguments, "--algo") in ("reparam-ppo", "reppo"):
+        commands = COMMANDS | {"train": train_reparam}
     try:
         status = tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -238,6 +255,29 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(status)
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    """The value of --name VALUE or --name=VALUE, the last one if repeated."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    found = [value for key, value in itertools.pairwise(words) if key == name]
+    return found[-1] if found else None
+
+
+def _session_of(path: Path) -> Any:
+    """The module that trains, resumes and evaluates runs like the one in this directory."""
+    algo = Run.open(path).config.get("algo", "score-function")
+    return session if algo == "score-function" else reparam_session
+
+
+def _train(config: Any, sessions: Any, out: Path | None) -> int:
+    for sentence in config.warnings():
+        warnings.warn(sentence, stacklevel=1)
+    default = f"{_file_name(config.env)}-{_file_name(config.label)}-seed{config.seed}"
+    directory = out or Path("runs") / default
+    with RunProgress(console, f"{config.label} on {config.env}") as progress:
+        statuses = sessions.start([config], [directory], progress)
+    return _tell_run(directory, statuses)
 
 
 def _run_comparison(planned: comparison.Plan) -> int:

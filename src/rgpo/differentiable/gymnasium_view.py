@@ -29,7 +29,7 @@ class TaskEnv(gym.Env):
         self.task_name, self.render_mode = task_name, render_mode
         self.metadata = self.metadata | {"render_fps": round(1 / task.dt)}  # type: ignore[misc]
         self.action_space, self.observation_space = action_space(task), observation_space(task)
-        self.state = np.zeros(task.state_size)
+        self.state, self.elapsed = np.zeros(task.state_size), 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -39,7 +39,7 @@ class TaskEnv(gym.Env):
         del options
         task = make_task(self.task_name)
         noise = torch.from_numpy(self.np_random.random((1, task.noise_size)))
-        self.state = task.initial(noise)[0].numpy().copy()
+        self.state, self.elapsed = task.initial(noise)[0].numpy().copy(), 0
         return self._observe(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -51,7 +51,9 @@ class TaskEnv(gym.Env):
             state = torch.from_numpy(self.state)[None]
             state, reward, terminated = task.step(state, torch.from_numpy(clipped)[None])
         self.state = state[0].numpy().copy()
-        return self._observe(), float(reward), bool(terminated), False, {}
+        self.elapsed += 1
+        truncated = self.elapsed >= task.max_steps and not terminated
+        return self._observe(), float(reward), bool(terminated), bool(truncated), {}
 
     def _observe(self) -> np.ndarray:
         seen = make_task(self.task_name).observe(torch.from_numpy(self.state)[None])
@@ -80,16 +82,14 @@ def draw(lines: list[Segment], view: tuple[float, float, float, float]) -> np.nd
 
 
 def register_all() -> None:
-    """Make every task known to Gymnasium by its id; again does nothing."""
-    for name, task in TASKS.items():
+    """Make every task known to Gymnasium by its id; again does nothing.
+
+    `gymnasium.make("rgpo/Task", task_name="module:ClassName")` makes a task of your own.
+    """
+    for name in (*TASKS, "rgpo/Task"):
         if name not in gym.registry:
-            gym.register(
-                name,
-                f"{__name__}:TaskEnv",
-                max_episode_steps=task.max_steps,
-                kwargs={"task_name": name},
-                disable_env_checker=True,
-            )
+            kwargs = {"task_name": name} if name in TASKS else {}
+            gym.register(name, f"{__name__}:TaskEnv", kwargs=kwargs, disable_env_checker=True)
 
 
 register_all()

@@ -57,12 +57,17 @@ class TaskVectorEnv(gym.vector.VectorEnv):
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Start all episodes anew; without a seed from the generator as it is."""
-        del options
+        """Start all episodes anew; without a seed from the generator as it is.
+
+        With `options={"stagger": True}` as if each had already run for a random number of steps,
+        so that the environments do not all reach the same phase of the task at once.
+        """
         if seed is not None:
             self.generator = torch.Generator(self.device).manual_seed(seed)
         self.state = self.task.reset(self.num_envs, self.generator, self.dtype)
         self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        if options and options.get("stagger"):
+            self.elapsed.random_(0, self.task.max_steps, generator=self.generator)
         return self.task.observe(self.state), {}
 
     def step(  # type: ignore[override]

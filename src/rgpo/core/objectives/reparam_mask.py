@@ -48,7 +48,7 @@ register(
         ReparamMask(),
         paper="2508.06214",
         summary="two-sided hard mask whatever the sign of A, with a KL penalty: for ReparamPPO",
-        kl=KLPenalty(0.2),
-        confidence="formula and defaults: two re-implementations that agree, and a review",
+        kl=KLPenalty(0.05),
+        confidence="formula and band: two re-implementations and a review; KL: ours (paper 0.2)",
     )
 )
