@@ -1,20 +1,16 @@
 import math
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from chromium import Plots, in_chromium, rendered
 from rgpo.errors import RgpoError
 from rgpo.runs import figures
 from rgpo.runs.report import ObjectiveCurve, write_objectives, write_report
 from rgpo.runs.table import read_runs
 
 FIGURES = ["return", "kl", "ratios", "trust", "learning", "seconds"]
-CHROMIUM = shutil.which("chromium")
-browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install it")
 
 
 def ppo_and_gate() -> dict[str, ObjectiveCurve]:
@@ -29,51 +25,7 @@ def ppo_and_gate() -> dict[str, ObjectiveCurve]:
     }
 
 
-def rendered(path, folder):
-    """Open a page in a fresh headless Chromium without a network; return its DOM and console."""
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-    flags += " --disable-background-networking --disable-component-update"
-    flags += " --virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *flags.split(),
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            f"--user-data-dir={folder}",
-            f"file://{path}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout, [line for line in console if path.name in line]
-
-
-class Plots(HTMLParser):
-    """Count what was drawn in each plot of a rendered page."""
-
-    def __init__(self, dom):
-        super().__init__()
-        self.drawn = {}
-        self.current = None
-        self.feed(dom)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        name, kind = attributes.get("id") or "", attributes.get("class") or ""
-        if tag == "div" and name.startswith("plot-"):
-            self.current = self.drawn[name] = {"svg": 0, "line": 0, "bar": 0}
-        elif self.current is not None and "main-svg" in kind:
-            self.current["svg"] += 1
-        elif self.current is not None and "js-line" in kind:
-            self.current["line"] += 1
-        elif self.current is not None and kind == "point":
-            self.current["bar"] += 1
-
-
-@pytest.mark.browser
-@browser
+@in_chromium
 def test_it_renders_in_chromium_without_console_errors(comparison, tmp_path):
     path = write_report(
         comparison, tmp_path / "report.html", title="PPO & RGPO", objective_curves=ppo_and_gate()
@@ -91,8 +43,7 @@ def test_it_renders_in_chromium_without_console_errors(comparison, tmp_path):
     assert drawn["plot-objectives"]["line"] == 8
 
 
-@pytest.mark.browser
-@browser
+@in_chromium
 def test_the_legend_hides_a_recipe_everywhere(comparison, tmp_path):
     path = write_report(
         comparison, tmp_path / "report.html", title="t", objective_curves=ppo_and_gate()
@@ -111,8 +62,7 @@ def test_the_legend_hides_a_recipe_everywhere(comparison, tmp_path):
     assert left == '[["ppo"],["ppo"],["ppo"],["ppo"],["ppo"],[],["ppo"]]'
 
 
-@pytest.mark.browser
-@browser
+@in_chromium
 def test_the_browser_test_sees_errors(tmp_path):
     page = tmp_path / "page.html"
     page.write_text("<script>console.error('one'); null.x</script>")
@@ -121,8 +71,7 @@ def test_the_browser_test_sees_errors(tmp_path):
     assert "TypeError" in second
 
 
-@pytest.mark.browser
-@browser
+@in_chromium
 def test_odd_runs_render_too(make_run, fake_rows, tmp_path):
     bad = [{"update": 1, "step": 10, "return": None, "kl": math.nan, "ess": None}]
     paths = [
@@ -140,8 +89,21 @@ def test_odd_runs_render_too(make_run, fake_rows, tmp_path):
     assert "no recipe here records it" in dom
 
 
-@pytest.mark.browser
-@browser
+@in_chromium
+def test_certificates_are_drawn_where_they_were_recorded(make_run, fake_rows, tmp_path):
+    rows = fake_rows("ppo", 0)
+    for row in rows:
+        cost = 300.0 + row["update"]
+        row |= {"certificate": 1 - cost, "certificate_surrogate": 0.8, "certificate_gate": -0.2}
+        row |= {"certificate_shift": cost - 10, "certificate_interval": 10.0, "accepted_step": 1.0}
+    path = write_report([make_run("ppo", 0, rows=rows)], tmp_path / "report.html", title="t")
+    dom, console = rendered(path, tmp_path / "chromium")
+    assert console == []
+    assert Plots(dom).drawn["plot-env0-certificate"]["line"] == 12  # six panels, line and band
+    assert "What is guaranteed?" in dom
+
+
+@in_chromium
 def test_the_page_of_objectives_alone(tmp_path):
     path = write_objectives(ppo_and_gate(), tmp_path / "deep" / "objectives.html")
     dom, console = rendered(path, tmp_path / "chromium")
