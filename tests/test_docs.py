@@ -1,7 +1,11 @@
 """The documentation says what the code does."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
+
+import pytest
 
 from rgpo.cli import COMMANDS
 from rgpo.control.config import TrainConfig
@@ -41,8 +45,32 @@ def test_the_example_of_a_new_objective_runs_and_obeys_the_law():
     torch.testing.assert_close(slope, objective.weight(d, a).detach())
 
 
+FAMILIES = sorted((ROOT / "docs" / "objectives").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", FAMILIES, ids=[page.stem for page in FAMILIES])
+def test_the_examples_of_a_family_print_what_its_page_says(page):
+    """Every block of code with the block of text after it."""
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL)
+    for code, printed in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(code, page.name, "exec"), {"__name__": "example"})  # noqa: S102
+        assert out.getvalue() == printed
+
+
+def test_every_objective_of_a_unit_an_anchor_or_an_expert_has_its_place_on_a_page():
+    text = "".join(page.read_text() for page in FAMILIES)
+    for recipe in recipes.recipes():
+        unit = recipe.objective.scope in ("sequence", "group") or recipe.level in (
+            "turn",
+            "sequence",
+        )
+        if unit or recipe.data == "expert" or "proximal_log_ratio" in recipe.objective.needs:
+            assert f"`{recipe.name}`" in text, recipe.name
+
+
 def test_pages_name_only_commands_and_recipes_that_exist():
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     known = set(recipes.names())
     for page in pages:
         text = page.read_text()
@@ -53,6 +81,6 @@ def test_pages_name_only_commands_and_recipes_that_exist():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

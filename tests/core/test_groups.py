@@ -111,11 +111,11 @@ def test_first_step_of_p3o_is_leave_one_out_reinforce(name, k):
     torch.testing.assert_close(gradient, -advantage.expand(-1, T) / (P * k))
 
 
-def test_first_step_of_rebel_is_a_multiple_of_pairwise_policy_gradient():
-    gradient, data = gradient_at_the_anchor("rebel", 2)
-    s = data["score"].view(P, 2)
-    gap = (s - s.flip(1)).view(-1, 1)
-    torch.testing.assert_close(gradient, -2 * gap.expand(-1, T) / P)
+@pytest.mark.parametrize("k", [2, 4])
+def test_first_step_of_rebel_is_four_eta_times_that(k):
+    gradient, data = gradient_at_the_anchor("rebel", k)
+    advantage = leave_one_out(data["score"].view(P, k)).view(-1, 1)
+    torch.testing.assert_close(gradient, -4 * advantage.expand(-1, T) / (P * k))
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "brain"])
