@@ -74,6 +74,15 @@ LEARNING = (
     Panel("explained_variance", "explained variance"),
     Panel("gradient_norm", "gradient norm", log=True, combine=max),
 )
+CERTIFICATE = (
+    Panel("certificate", "certificate"),
+    Panel("certificate_surrogate", "gain that the surrogate promises"),
+    Panel("certificate_gate", "what the gate gives up"),
+    Panel("certificate_shift", "shift of the states", log=True, combine=max),
+    Panel("certificate_interval", "confidence interval", log=True, combine=max),
+    Panel("accepted_step", "share of the step that was kept", combine=min),
+)
+_COLUMNS = 3
 
 
 def colors(names: Sequence[str]) -> dict[str, str]:
@@ -87,21 +96,25 @@ def curves(groups: Groups, panels: Sequence[Panel], color: Mapping[str, str]) ->
     Long runs are binned, to 300 points in a wide panel and to 100 in one of several.
     """
     titles = [panel.title for panel in panels]
-    figure = make_subplots(cols=len(panels), subplot_titles=titles, horizontal_spacing=0.07)
+    rows, columns = -(-len(panels) // _COLUMNS), min(len(panels), _COLUMNS)
+    figure = make_subplots(
+        rows, columns, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.15
+    )
     points = 300 if len(panels) == 1 else 100
-    for column, panel in enumerate(panels, start=1):
+    for index, panel in enumerate(panels):
+        row, column = index // _COLUMNS + 1, index % _COLUMNS + 1
         traces = [
             trace
             for recipe, runs in groups.items()
             for trace in _recipe_traces(recipe, runs, panel, color[recipe], points)
         ]
-        figure.add_traces(traces, rows=1, cols=column)
+        figure.add_traces(traces, rows=row, cols=column)
         if panel.log:
-            figure.update_yaxes(**_log_axis([trace.y for trace in traces]), row=1, col=column)
+            figure.update_yaxes(**_log_axis([trace.y for trace in traces]), row=row, col=column)
         if not traces:
-            _say_empty(figure, column)
-    figure.update_xaxes(title_text="environment steps")
-    return styled(figure, height=420 if len(panels) == 1 else 330)
+            _say_empty(figure, index + 1)
+    figure.update_xaxes(title_text="environment steps", row=rows)
+    return styled(figure, height=420 if len(panels) == 1 else 330 * rows)
 
 
 def kl(groups: Groups, color: Mapping[str, str]) -> go.Figure:
@@ -282,8 +295,8 @@ def _log_axis(lines: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     }
 
 
-def _say_empty(figure: go.Figure, column: int) -> None:
-    suffix = "" if column == 1 else str(column)
+def _say_empty(figure: go.Figure, subplot: int) -> None:
+    suffix = "" if subplot == 1 else str(subplot)
     figure.add_annotation(
         text="no recipe here records it",
         x=0.5,

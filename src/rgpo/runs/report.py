@@ -60,6 +60,14 @@ _READ_TRUST = (
     "fraction: samples whose gradient a clip has removed. Gate acceptance: the mean of the gate, "
     "for recipes that have one."
 )
+_READ_CERTIFICATE = (
+    "How much better the new policy is at least, in units of the (scaled) discounted return: the "
+    "promised gain minus the other parts. Usually far below 0, which proves nothing either way: "
+    "with a long discount the largest part is the bound on the shift of the visited states. It "
+    "rests on estimated advantages, on the batch's largest advantage and policy change standing "
+    "for all, and on samples that the policy was fitted to: a nominal 95% confidence. Logarithmic "
+    "axes for the shift and the interval."
+)
 _READ_LEARNING = (
     "Entropy falls as the policy commits itself. Explained variance: 1 means that the critic "
     "predicts the returns, 0 or less that it does not. Gradient norm before clipping, "
@@ -145,6 +153,9 @@ def _figures(own: figures.Groups, color: Mapping[str, str], name: str) -> Iterat
     yield card("KL per update", _READ_KL, figures.kl(own, color), f"{name}-kl")
     yield card("Ratio quantiles", _READ_RATIOS, drawn(figures.RATIOS), f"{name}-ratios")
     yield card("Is the data still trusted?", _READ_TRUST, drawn(figures.TRUST), f"{name}-trust")
+    if any("certificate" in row for runs in own.values() for run in runs for row in run.rows):
+        certificate = drawn(figures.CERTIFICATE)
+        yield card("What is guaranteed?", _READ_CERTIFICATE, certificate, f"{name}-certificate")
     yield card("Policy and critic", _READ_LEARNING, drawn(figures.LEARNING), f"{name}-learning")
     yield card("Time", _READ_SECONDS, figures.seconds(own), f"{name}-seconds")
 
