@@ -266,6 +266,8 @@ def _option(arguments: list[str], name: str) -> str | None:
 
 def _session_of(path: Path) -> Any:
     """The module that trains, resumes and evaluates runs like the one in this directory."""
+    if not (path / "config.json").exists():  # control's says what is missing
+        return session
     algo = Run.open(path).config.get("algo", "score-function")
     return session if algo == "score-function" else reparam_session
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console, Group
@@ -140,6 +140,18 @@ class ComparisonProgress(_Display):
         for arm in self.arms:
             table.add_row(arm, *self._arm(arm))
         return table
+
+
+class StudyProgress(_Display):
+    """Progress of one phase of a study; a `jobs.Watch`."""
+
+    def __call__(self, done: int, total: int, results: list[dict[str, Any]]) -> None:
+        """Take in one job."""
+        newest = results[-1]
+        score = newest.get("final_return")
+        told = "-" if score is None else f"{score:.4g}"
+        note = f"{done} of {total} runs  newest: {newest['arm']}, age {newest['staleness']}: {told}"
+        self.show(done / total, note)
 
 
 def _recent(rows: Sequence[dict[str, float | None]], key: str, style: str = ".1f") -> str:

@@ -1,0 +1,139 @@
+"""Many short runs on all cores, resumable: what every study is made of.
+
+A study is a set of cells, one run each. Cells that can be trained as one computation make a job;
+jobs run in worker processes with one thread each, so that the cores are never oversubscribed. The
+result of every cell is a line of results.jsonl, written by the parent as soon as its job is done: a
+study that was killed, at any moment, continues with the cells that have no line yet.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rgpo.errors import RgpoError
+
+RESULTS = "results.jsonl"
+
+Result = dict[str, Any]
+"""The fields of a cell and what was measured."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    task: str
+    """Environment id or language task."""
+
+    arm: str
+    """Recipe, or recipe with hyper-parameters: "rgpo:sharpness=4,kl_target=0.02"."""
+
+    staleness: int
+    """Updates between the policy that acts and the one that learns."""
+
+    seed: int
+    learning_rate: float
+
+    def key(self) -> tuple[Any, ...]:
+        """What tells this cell from every other one of the study."""
+        return tuple(asdict(self).values())
+
+
+Train = Callable[[Sequence[Cell]], list[Result]]
+"""Trains cells together and returns what was measured, in their order. Picklable."""
+
+Watch = Callable[[int, int, list[Result]], None]
+"""Called after every job with the cells done, those in total, and the job's results."""
+
+
+def read_results(directory: Path) -> list[Result]:
+    """Every result so far; a line that was cut off by a kill is left out."""
+    path = directory / RESULTS
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        raise RgpoError(f"{path} is damaged ({error}): move it away to start again") from None
+
+
+def cell_of(result: Result) -> Cell:
+    """The cell whose result this is."""
+    return Cell(**{name: result[name] for name in Cell.__dataclass_fields__})
+
+
+def missing(cells: Iterable[Cell], directory: Path) -> list[Cell]:
+    """The cells that have no result yet, in their order, each once."""
+    done = {cell_of(result).key() for result in read_results(directory)}
+    return [cell for cell in dict.fromkeys(cells) if cell.key() not in done]
+
+
+def run_jobs(
+    jobs: Sequence[Sequence[Cell]],
+    train: Train,
+    directory: Path,
+    *,
+    workers: int | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Run the jobs in `workers` processes (default: one per core), appending to results.jsonl.
+
+    Ctrl-C ends at once: at most the jobs in progress are lost. RgpoError with the first error of a
+    job, after the others in progress have ended.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _drop_cut_line(directory / RESULTS)
+    total, done = sum(map(len, jobs)), 0
+    context = multiprocessing.get_context("spawn")
+    number = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
+    pool = ProcessPoolExecutor(number, mp_context=context, initializer=_deaf_worker)
+    waiting, running = list(reversed(jobs)), set[Future[list[Result]]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < number:
+                running.add(pool.submit(train, waiting.pop()))
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                results = future.result()
+                _append(directory / RESULTS, results)
+                done += len(results)
+                if watch is not None:
+                    watch(done, total, results)
+    except BaseException:
+        for process in list(pool._processes.values()):  # noqa: SLF001
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _deaf_worker() -> None:
+    """One thread, and Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _append(path: Path, results: Sequence[Result]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(result) + "\n" for result in results))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove what a kill left of a last line, so that the next one starts afresh."""
+    if path.exists():
+        text = path.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole)

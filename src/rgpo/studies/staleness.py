@@ -1,0 +1,226 @@
+"""How good is every recipe when its data are old? The study behind docs/objectives.
+
+The question: return (or accuracy) as a function of how many updates old the data are. Everything
+but the weight is the same: trainer, data, budget, and the same learning-rate grid for every recipe,
+chosen on seeds that are not reported. Three phases, each resumable:
+
+    tune      every recipe x learning rate x tuning seeds, on fresh and on old data
+    first     every recipe at its learning rates, a few seeds at every age
+    leaders   more seeds for the ten best of those
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rgpo.control.config import TrainConfig
+from rgpo.core import recipes
+from rgpo.errors import RgpoError
+from rgpo.studies.control_cells import ControlCells
+from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jobs
+
+AGES = {"control": (0, 1, 2, 4, 8, 16), "language": (0, 8, 32)}
+"""Updates between the policy that acts and the one that learns."""
+
+RATES = {"control": (1e-4, 3e-4, 1e-3), "language": (5e-5, 1e-4, 2e-4)}
+"""Learning rates that every recipe is tuned over."""
+
+TUNING_SEEDS = (100, 101)
+"""Seeds on which learning rates are chosen; never reported."""
+
+FIRST_SEEDS = (0, 1, 2)
+LEADER_SEEDS = (3, 4)
+LEADERS = 10
+
+CONTROL = {
+    "HalfCheetah-v5": TrainConfig(env="HalfCheetah-v5", steps=80_000),
+    "CartPole-v1": TrainConfig(env="CartPole-v1", steps=40_000),
+}
+"""Tasks of the control workload; rollouts are short, so that 16 updates are a small part of a run.
+"""
+
+CONTROL_SETTINGS = {
+    "num_envs": 8,
+    "rollout_steps": 128,
+    "epochs": 5,
+    "minibatch_size": 128,
+    "eval_episodes": 0,
+    "track": (),
+}
+
+
+class Trains(Protocol):
+    """What trains the cells of a workload."""
+
+    seconds_per_run: float
+    """Rough time of one run on one core, before there is a measured one."""
+
+    def refusal(self, task: str, arm: str) -> str | None:
+        """Why this arm cannot be trained on this task, None if it can."""
+
+    def jobs(self, cells: Iterable[Cell]) -> list[list[Cell]]:
+        """Cells that train together."""
+
+    def __call__(self, cells: Sequence[Cell]) -> list[Result]:
+        """Train one job."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One workload of the study in one directory."""
+
+    workload: str
+    """control or language."""
+
+    directory: Path
+    """Holds results.jsonl and report.html."""
+
+    trains: Trains
+    tasks: tuple[str, ...]
+    arms: tuple[str, ...]
+    """Recipes that at least one task can train."""
+
+    ages: tuple[int, ...]
+    rates: tuple[float, ...]
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(task, arm) that cannot be trained, and why."""
+
+    @property
+    def tuning_ages(self) -> tuple[int, int]:
+        """Ages at which learning rates are chosen: fresh data and the middle of the old ones."""
+        return self.ages[0], self.ages[len(self.ages) * 2 // 3]
+
+    def tuned_at(self, age: int) -> int:
+        """The tuning age whose learning rate data of this age get: the nearer one."""
+        return min(self.tuning_ages, key=lambda tuned: abs(tuned - age))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every task with every arm that it can train."""
+        return [pair for pair in product(self.tasks, self.arms) if pair not in self.refused]
+
+    def tuning(self) -> list[Cell]:
+        """Cells of the first phase."""
+        grid = product(self.pairs(), self.tuning_ages, TUNING_SEEDS, self.rates)
+        return [Cell(task, arm, age, seed, rate) for (task, arm), age, seed, rate in grid]
+
+    def reported(self, arms: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+        """Cells of these arms at their chosen learning rates."""
+        rates = self.chosen_rates()
+        return [
+            Cell(task, arm, age, seed, rates[task, arm, self.tuned_at(age)])
+            for (task, arm), age, seed in product(self.pairs(), self.ages, seeds)
+            if arm in arms
+        ]
+
+    def chosen_rates(self) -> dict[tuple[str, str, int], float]:
+        """The learning rate with the best mean over the tuning seeds, by task, arm, tuning age."""
+        found: dict[tuple[str, str, int], dict[float, list[float]]] = {}
+        for result in self.results(TUNING_SEEDS):
+            key = result["task"], result["arm"], result["staleness"]
+            scores = found.setdefault(key, {}).setdefault(result["learning_rate"], [])
+            scores.append(score(result))
+        return {
+            key: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
+            for key, by_rate in found.items()
+        }
+
+    def leaders(self) -> list[str]:
+        """The arms with the best mean rank over tasks and ages in the first seeds, and a few more.
+
+        PPO and the two RGPOs get as many seeds in any case: others are compared with them.
+        """
+        means: dict[tuple[str, int], dict[str, list[float]]] = {}
+        for result in self.results(FIRST_SEEDS):
+            cell = means.setdefault((result["task"], result["staleness"]), {})
+            cell.setdefault(result["arm"], []).append(score(result))
+        ranks: dict[str, list[float]] = {}
+        for arms in means.values():
+            order = sorted(arms, key=lambda arm: -float(np.mean(arms[arm])))
+            for place, arm in enumerate(order):
+                ranks.setdefault(arm, []).append(place / max(len(order) - 1, 1))
+        best = sorted(ranks, key=lambda arm: float(np.mean(ranks[arm])))[:LEADERS]
+        return [arm for arm in ranks if arm in best or arm in ("ppo", "rgpo", "rgpo-gate")]
+
+    def results(self, seeds: Sequence[int]) -> list[Result]:
+        """Results of these seeds, of arms and ages that belong to the study."""
+        return [
+            r
+            for r in read_results(self.directory)
+            if r["seed"] in seeds and r["arm"] in self.arms and r["staleness"] in self.ages
+        ]
+
+    def run(self, watch: Callable[[str], Watch] | None = None, workers: int | None = None) -> None:
+        """All phases, from where they stand; `watch(phase)` is told of every job."""
+        phases: tuple[tuple[str, Callable[[], list[Cell]]], ...] = (
+            ("tune", self.tuning),
+            ("first", lambda: self.reported(self.arms, FIRST_SEEDS)),
+            ("leaders", lambda: self.reported(self.leaders(), LEADER_SEEDS)),
+        )
+        for name, cells in phases:
+            todo = self.trains.jobs(missing(cells(), self.directory))
+            if todo:
+                told = None if watch is None else watch(name)
+                run_jobs(todo, self.trains, self.directory, workers=workers, watch=told)
+
+    def planned(self) -> dict[str, int]:
+        """Runs that are still missing, by phase; later phases as if nothing of them was done."""
+        arms = len(self.pairs()) * len(self.ages)
+        first = missing(self.tuning(), self.directory)
+        done = self.results((*FIRST_SEEDS, *LEADER_SEEDS))
+        leading = min(LEADERS, len(self.arms)) * len(self.tasks) * len(self.ages)
+        total = arms * len(FIRST_SEEDS) + leading * len(LEADER_SEEDS)
+        return {"tune": len(first), "report": max(0, total - len(done))}
+
+    def seconds(self, workers: int | None = None) -> float:
+        """Wall-clock time of what is still missing, from the time of the jobs already done.
+
+        Before there are any, from the workload's own estimate per run.
+        """
+        timed = [r["seconds"] for r in read_results(self.directory) if "seconds" in r]
+        each = float(np.mean(timed)) if timed else self.trains.seconds_per_run
+        return each * sum(self.planned().values()) / (workers or os.cpu_count() or 1)
+
+
+def score(result: Result) -> float:
+    """What a run is judged by: its final return or accuracy; the worst number where it has none."""
+    value = result["final_return"]
+    return -np.inf if value is None else float(value)
+
+
+def control(
+    directory: Path,
+    *,
+    tasks: Sequence[str] = (),
+    arms: Sequence[str] = (),
+    steps: int | None = None,
+) -> Study:
+    """The control workload; by default every recipe that control can train."""
+    tasks, settings = tuple(tasks) or tuple(CONTROL), {}
+    for task in tasks:
+        base = CONTROL.get(task, TrainConfig(env=task, steps=100_000))
+        shorter = {} if steps is None else {"steps": steps}
+        settings[task] = replace(base, **CONTROL_SETTINGS, **shorter)
+    trains = ControlCells(tuple(settings.items()))
+    return make("control", directory, trains, tasks, arms)
+
+
+def make(
+    workload: str, directory: Path, trains: Trains, tasks: tuple[str, ...], arms: Sequence[str]
+) -> Study:
+    """The study of a workload, of what it can train; RgpoError for an arm that it cannot."""
+    wanted = tuple(arms) or tuple(recipes.names())
+    refused = {
+        (task, arm): reason
+        for task, arm in product(tasks, wanted)
+        if (reason := trains.refusal(task, arm)) is not None
+    }
+    able = tuple(arm for arm in wanted if any((task, arm) not in refused for task in tasks))
+    if arms and len(able) < len(arms):
+        arm = next(a for a in arms if a not in able)
+        raise RgpoError(refused[tasks[0], arm])
+    return Study(workload, directory, trains, tasks, able, AGES[workload], RATES[workload], refused)

@@ -1,0 +1,58 @@
+"""Cells in worker processes: every one once, resumable after any kill."""
+
+import json
+import os
+
+import pytest
+
+from rgpo.errors import RgpoError
+from rgpo.studies.jobs import RESULTS, Cell, cell_of, missing, read_results, run_jobs
+
+
+def cell(seed: int, arm: str = "ppo") -> Cell:
+    return Cell("CartPole-v1", arm, 0, seed, 1e-3)
+
+
+def double(cells):
+    return [vars(c) | {"final_return": 2 * c.seed, "pid": os.getpid()} for c in cells]
+
+
+def fail_on_three(cells):
+    if any(c.seed == 3 for c in cells):
+        raise RgpoError("no threes")
+    return double(cells)
+
+
+def test_every_cell_is_trained_once_in_other_processes(tmp_path):
+    told = []
+    jobs = [[cell(0), cell(1)], [cell(2)], [cell(3), cell(4)]]
+    run_jobs(jobs, double, tmp_path, workers=2, watch=lambda *event: told.append(event))
+    results = read_results(tmp_path)
+    assert sorted(r["seed"] for r in results) == [0, 1, 2, 3, 4]
+    assert all(r["final_return"] == 2 * r["seed"] for r in results)
+    assert os.getpid() not in {r["pid"] for r in results}
+    assert told[-1][:2] == (5, 5)
+    assert missing([cell(3), cell(7), cell(7)], tmp_path) == [cell(7)]
+    assert cell_of(results[0]) in {cell(s) for s in range(5)}
+
+
+def test_a_failing_job_keeps_what_was_done(tmp_path):
+    with pytest.raises(RgpoError, match="no threes"):
+        run_jobs([[cell(1)], [cell(3)], [cell(4)]], fail_on_three, tmp_path, workers=1)
+    assert [r["seed"] for r in read_results(tmp_path)] == [1]
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_its_cell_is_missing(tmp_path):
+    run_jobs([[cell(0)], [cell(1)]], double, tmp_path, workers=1)
+    path = tmp_path / RESULTS
+    path.write_text(path.read_text()[:-7])
+    assert missing([cell(0), cell(1)], tmp_path) == [cell(1)]
+    run_jobs([[cell(1)]], double, tmp_path, workers=1)
+    assert [r["seed"] for r in read_results(tmp_path)] == [0, 1]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_damage_is_told(tmp_path):
+    (tmp_path / RESULTS).write_text("{broken\n{}\n")
+    with pytest.raises(RgpoError, match="is damaged"):
+        read_results(tmp_path)

@@ -1,0 +1,132 @@
+"""The staleness study, small but real: phases, selection, tables, sentences, report."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from rgpo.core import recipes
+from rgpo.errors import RgpoError
+from rgpo.studies import staleness
+from rgpo.studies.control_cells import ControlCells
+from rgpo.studies.jobs import RESULTS, Cell, read_results
+from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, TUNING_SEEDS, Study
+from rgpo.studies.staleness_report import conclusion, markdown, rows, write
+
+
+class Known:
+    """Trains nothing: scores follow from the cell, best at 1e-3 fresh and 1e-4 old."""
+
+    seconds_per_run = 1.0
+
+    def refusal(self, task, arm):
+        return f"no reference model on {task}" if arm == "rgpo-dual-detached" else None
+
+    def jobs(self, cells):
+        return [[cell] for cell in cells]
+
+    def __call__(self, cells):
+        return [dataclasses.asdict(cell) | self.measured(cell) for cell in cells]
+
+    def measured(self, cell):
+        quality = {"ppo": 100.0, "rgpo": 90.0, "spo": 150.0}.get(cell.arm, 50.0)
+        best = 1e-3 if cell.staleness < 4 else 1e-4
+        loss = 40 * abs(np.log10(cell.learning_rate / best))
+        noise = np.random.default_rng(cell.seed).normal()
+        return {
+            "final_return": quality - loss - 2 * cell.staleness + noise,
+            "failed": None,
+            "weight_mean": 1.0,
+            "kl_spike": 0.0,
+        }
+
+
+def study(directory, arms=("ppo", "rgpo", "spo", "rgpo-dual-detached")) -> Study:
+    return staleness.make("control", directory, Known(), ("A", "B"), tuple(arms[:3]))
+
+
+def finished(directory) -> Study:
+    done = study(directory)
+    trains = done.trains
+    with (directory / RESULTS).open("w") as file:
+        for phase in (
+            done.tuning,
+            lambda: done.reported(done.arms, FIRST_SEEDS),
+            lambda: done.reported(done.leaders(), LEADER_SEEDS),
+        ):
+            file.writelines(json.dumps(r) + "\n" for r in trains(phase()))
+            file.flush()
+    return done
+
+
+def test_learning_rates_are_those_that_win_on_the_tuning_seeds(tmp_path):
+    rates = finished(tmp_path).chosen_rates()
+    assert rates["A", "ppo", 0] == 1e-3
+    assert rates["A", "ppo", 8] == 1e-4
+
+
+def test_ages_get_the_rate_tuned_at_the_nearer_age(tmp_path):
+    done = finished(tmp_path)
+    assert done.tuning_ages == (0, 8)
+    assert [done.tuned_at(age) for age in done.ages] == [0, 0, 0, 0, 8, 8]
+    reported = {(c.staleness, c.learning_rate) for c in done.reported(["ppo"], [0])}
+    assert reported == {(a, 1e-4 if a >= 8 else 1e-3) for a in done.ages}
+
+
+def test_tables_and_sentences_say_what_the_scores_are(tmp_path):
+    done = finished(tmp_path)
+    table = rows(done, "A")
+    assert [row.arm for row in table] == ["spo", "ppo", "rgpo"]
+    assert table[0].fresh.probability == 1
+    assert table[1].fresh is None
+    assert table[2].stale.probability == 0
+    assert {row.seeds for row in table} == {5}
+    fresh, old, ranks = conclusion(table, "A")
+    assert "1 score higher than ppo" in fresh
+    assert ": spo" in fresh
+    assert "1 lower" in old
+    assert "rgpo 3" in ranks
+    text = markdown(done, "rgpo study staleness")
+    assert "| spo | 5 | 1" in text
+    assert "rgpo study staleness" in write(done, "rgpo study staleness").read_text()
+
+
+def test_tuning_seeds_are_never_reported():
+    assert not set(TUNING_SEEDS) & {*FIRST_SEEDS, *LEADER_SEEDS}
+
+
+def test_the_plan_counts_what_is_missing(tmp_path):
+    fresh = study(tmp_path)
+    pairs = 2 * 3
+    assert fresh.planned()["tune"] == pairs * 2 * 2 * 3
+    assert fresh.planned()["report"] == pairs * 6 * 5
+    done = finished(tmp_path)
+    assert done.planned() == {"tune": 0, "report": 0}
+
+
+def test_the_control_workload_really_trains(tmp_path):
+    small = staleness.control(tmp_path, tasks=["CartPole-v1"], arms=["rgpo", "bpo"], steps=2048)
+    cells = [Cell("CartPole-v1", arm, 4, 0, 1e-3) for arm in small.arms]
+    jobs = small.trains.jobs(cells)
+    assert sorted(len(job) for job in jobs) == [1, 1]  # one learner each
+    for job in jobs:
+        (result,) = small.trains(job)
+        assert result["failed"] is None
+        assert 5 < result["final_return"] < 500
+        assert result["kl_behavior"] > result["kl"] > 0
+        assert result["learner"] == ("plain" if result["arm"] == "bpo" else "fast")
+    assert read_results(tmp_path) == []
+
+
+def test_every_recipe_is_trained_or_refused_with_a_reason():
+    cells = ControlCells((("CartPole-v1", staleness.CONTROL["CartPole-v1"]),))
+    refused = {name: cells.refusal("CartPole-v1", name) for name in recipes.names()}
+    trained = [name for name, reason in refused.items() if reason is None]
+    assert {"ppo", "rgpo", "gipo", "trpo"} <= set(trained)
+    assert all(name in reason for name, reason in refused.items() if reason is not None)
+
+
+def test_an_arm_that_cannot_be_trained_is_refused(tmp_path):
+    with pytest.raises(RgpoError, match="no reference model"):
+        staleness.control(tmp_path, tasks=["CartPole-v1"], arms=["ppo", "rgpo-dual-detached"])
