@@ -1,9 +1,22 @@
 """Random batches for the contract tests: log-probs, masks, ratios far from 1."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run_example(page: str, containing: str) -> dict:
+    """Run the one Python block of a page that holds `containing`, as a reader would paste it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    (code,) = [block for block in blocks if containing in block]
+    names: dict = {"__name__": "example"}
+    exec(compile(code, page, "exec"), names)  # noqa: S102
+    return names
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """What every adapter needs: a host and a recipe that fit, or the sentence that says why not."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from rgpo.core import recipes
 from rgpo.core.objective import Objective
 from rgpo.core.recipes import Recipe
+from rgpo.core.reduce import token_mean
 from rgpo.errors import RgpoError
 
 ELSEWHERE = {
@@ -92,12 +95,62 @@ def _unfit(
     return None
 
 
-def needed(objective: Objective, **given: Tensor) -> dict[str, Tensor]:
-    """Those of the given inputs that the objective asks for, detached."""
-    return {name: given[name].detach() for name in objective.needs}
+def adapted(recipe: Recipe, metrics: Mapping[str, float], progress: float) -> Recipe:
+    """The recipe for the next update: its objective and its KL penalty answer what was measured.
+
+    `metrics` holds the diagnostics and `kl`, the KL(old || new) of the whole update; `progress` is
+    the share of training that is done.
+    """
+    objective = recipe.objective.adapt({**metrics, "progress": progress})
+    penalty = None if recipe.kl is None else recipe.kl.adapt(metrics["kl"])
+    return replace(recipe, objective=objective, kl=penalty)
 
 
-def means(rows: list[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean over minibatches of every metric, NaN (not measured) left out."""
-    keys = rows[0] if rows else {}
-    return {k: float(torch.stack([torch.as_tensor(r[k]) for r in rows]).nanmean()) for k in keys}
+class _InsteadOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_prob: Tensor, loss: Tensor) -> Tensor:  # noqa: ARG004
+        return log_prob.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004
+        return None, torch.ones((), dtype=gradient.dtype, device=gradient.device)
+
+
+def carrying(log_prob: Tensor, loss: Tensor) -> Tensor:
+    """`log_prob`, through which the gradient of the scalar `loss` flows instead of the host's.
+
+    A host without a loss hook keeps its whole update and all its metrics: it computes its own
+    surrogate from true log-probs, and on the way back what arrives here, NaN included, is dropped
+    for the gradient of `loss`, which must hold everything that depends on log_prob. Right where
+    the host adds its mean surrogate to the total with factor 1 and calls backward once.
+    """
+    return _InsteadOf.apply(log_prob, loss)
+
+
+@contextmanager
+def replaced(owner: object, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Other methods on one object, as long as the context lasts."""
+    for name, method in methods.items():
+        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            delattr(owner, name)
+
+
+def minibatch_loss(
+    recipe: Recipe, log_ratio: Tensor, advantage: Tensor, progress: float = 0.0, **inputs: Tensor
+) -> Tensor:
+    """Minus the mean surrogate of (B,) samples, plus the recipe's KL penalty.
+
+    `inputs` may hold log_prob, mask, the exact kl = KL(old || new) and reverse_kl, all (B,).
+    """
+    objective, penalty = recipe.objective, recipe.kl
+    mask = inputs.setdefault("mask", torch.ones_like(log_ratio, dtype=torch.bool))
+    needed = {name: inputs[name].detach() for name in objective.needs}
+    loss = -token_mean(objective.surrogate(log_ratio, advantage, **needed), mask)
+    if penalty:
+        kl = inputs["kl" if penalty.direction == "forward" else "reverse_kl"]
+        loss = loss + penalty.weight(progress) * token_mean(kl, mask)
+    return loss
