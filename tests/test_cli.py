@@ -26,6 +26,7 @@ OPTIONS = {
     "eval": ["PATH", "--episodes", "--video"],
     "report": ["PATH", "--out"],
     "objectives": ["{list,plot}", "--names", "--out"],
+    "verify": ["--out", "--quick", "verify.html"],
 }
 
 
@@ -138,6 +139,7 @@ REFUSED = {
     "resume": (["resume", "full"], "no run"),
     "nothing": (["resume", "nowhere"], "no run"),
     "episodes": (["eval", "full", "--episodes", "0"], "episodes must be at least 1"),
+    "verify": (["verify", "--out", "full/file"], "choose another --out"),
     "names": (["objectives", "--names", "foo"], "unknown recipe 'foo'"),
     "compare recipe": (["compare", *TINY, "--recipes", "rgpo", "ppp"], "ppp"),
     "compare level": (["compare", *TINY, "--recipes", "rgpo", "gspo"], "gspo"),

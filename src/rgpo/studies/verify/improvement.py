@@ -221,7 +221,8 @@ def _use_row(steps: Steps) -> Row:
     positive = bound > 0
     small = steps.along & (steps.size < 0.03)
     certified = float(positive[small].double().mean())
-    low, middle, high = quantiles((bound / steps.true)[positive], 0.25, 0.5, 0.75)
+    tightness = (bound / steps.true)[positive] if positive.any() else torch.zeros(1)
+    low, middle, high = quantiles(tightness, 0.25, 0.5, 0.75)
     return Row(
         "small steps along the advantage are certified to improve",
         "the same steps, k = 10; how often the repaired bound is above 0, and how tight it then is",

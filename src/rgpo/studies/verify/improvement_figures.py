@@ -15,7 +15,7 @@ from rgpo.runs.figures import colors, styled
 LINEAR = 1e-5
 """Where the vertical axis turns from linear to logarithmic."""
 
-DRAWN = 2000
+DRAWN = 1500
 """Points per panel; the table counts all."""
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#64748B"
@@ -42,7 +42,7 @@ def draw_bounds(steps: Steps) -> go.Figure:
         broken = gap > 1e-10
         for chosen, color, name in ((~broken, BLUE, "kept"), (broken, ORANGE, "broken")):
             index = torch.nonzero(chosen).flatten()[:DRAWN]
-            points = go.Scattergl(
+            points = go.Scatter(
                 x=steps.size[index].tolist(),
                 y=_signed_log(gap[index]).tolist(),
                 mode="markers",
