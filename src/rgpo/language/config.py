@@ -7,6 +7,12 @@ from typing import Literal
 import torch
 from trl import GRPOConfig
 
+from rgpo.core.ratio import Level
+
+Aggregation = Literal["token-mean", "local-token-mean", "sequence-mean", "sequence-sum"]
+Baseline = Literal["group", "leave-one-out", "remax", "critic"]
+Place = Literal["loss", "reward"]
+
 
 @dataclass
 class RecipeConfig(GRPOConfig):
@@ -25,27 +31,23 @@ class RecipeConfig(GRPOConfig):
     recipe_options: dict[str, float | str | None] | None = None
     """Hyper-parameters of the recipe, such as {"sharpness": 4}."""
 
-    level: Literal["token", "turn", "sequence", "sequence-sum", "prefix", "prefix-mean"] | None = (
-        None
-    )
+    level: Level | None = None
     """Where the ratio is formed. None: where the recipe forms it."""
 
-    reduction: Literal["token-mean", "local-token-mean", "sequence-mean", "sequence-sum"] | None = (
-        None
-    )
+    reduction: Aggregation | None = None
     """How token terms become one number; None: as the recipe says. `token-mean` divides by the
     tokens of the whole optimiser step (TRL's dapo), `local-token-mean` every micro-batch by its
     own (bnpo), `sequence-mean` averages the means of the sequences (grpo), `sequence-sum` divides
     their sums by `max_completion_length` (dr_grpo)."""
 
-    advantage: Literal["group", "leave-one-out", "remax", "critic"] = "group"
+    advantage: Baseline = "group"
     """Baseline of the reward: the group's mean (TRL's own, with `scale_rewards`), the mean of the
     rest of the group, the reward of the greedy completion, or a critic per token (GAE)."""
 
     lag: int = 0
     """Updates between the generation of a batch and the update that learns from it."""
 
-    kl_in: Literal["loss", "reward"] = "loss"
+    kl_in: Place = "loss"
     """Where `beta` * KL(policy || reference) goes: into the loss (k3 as in TRL), or per token into
     the reward (k1), as RLHF with a critic does."""
 

@@ -1,7 +1,7 @@
 """What cannot be trained is refused before anything is trained, in one sentence."""
 
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from transformers import PreTrainedModel
 from trl import GRPOConfig
@@ -9,14 +9,15 @@ from trl.data_utils import is_conversational
 
 from rgpo.core import recipes
 from rgpo.core.objective import Objective
+from rgpo.core.ratio import Level
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
-from rgpo.language.config import RecipeConfig
+from rgpo.language.config import Aggregation, Baseline, Place, RecipeConfig
 
 if TYPE_CHECKING:
     from rgpo.language.trainer import RecipeTrainer
 
-FED = ("reference_log_ratio", "proximal_log_ratio", "log_prob", "mask")
+FED = ("reference_log_ratio", "proximal_log_ratio", "log_prob", "median_advantage", "mask")
 """Inputs of `rgpo.core.objective.INPUTS` that the trainer can give to a recipe."""
 
 REPLACED = {
@@ -37,6 +38,11 @@ REPLACED = {
 
 def resolve(args: RecipeConfig) -> Recipe:
     """The recipe with its options and its level; RgpoError for one that cannot be fed here."""
+    choices = {"level": Level, "reduction": Aggregation, "advantage": Baseline, "kl_in": Place}
+    for name, kind in choices.items():
+        chosen = getattr(args, name)
+        if chosen is not None and chosen not in get_args(kind):
+            raise RgpoError(f"unknown {name} {chosen!r}: choose from {', '.join(get_args(kind))}")
     try:
         recipe = recipes.get(args.recipe).configure(**(args.recipe_options or {}))
     except ValueError as error:
@@ -51,20 +57,24 @@ def unfit_recipe(recipe: Recipe, args: RecipeConfig) -> None:
     """RgpoError naming the input or the mechanism that this trainer does not have."""
     objective, name = recipe.objective, recipe.name
     missing = [needed for needed in objective.needs if needed not in FED]
-    if missing:
-        raise RgpoError(
-            f"recipe {name!r} needs {missing[0]}, which training of language models does not have"
-        )
-    if recipe.step != "gradient":
-        raise RgpoError(f"recipe {name!r} takes {recipe.step} steps: that is for control only")
-    if getattr(recipe, "anchor_decay", 0.0):
-        raise RgpoError(f"recipe {name!r} needs an average of past policies: that is for control")
-    if type(objective).learning_rate_scale is not Objective.learning_rate_scale:
-        raise RgpoError(f"recipe {name!r} sets the learning rate itself: that is for control only")
-    if objective.scope == "group":
-        raise RgpoError(
-            f"recipe {name!r} compares whole completions: use rgpo.core.loss.group_loss"
-        )
+    lacks = [
+        (missing, f"needs {', '.join(missing)}"),
+        (recipe.step != "gradient", f"takes {recipe.step} steps"),
+        (recipe.anchor_decay, "needs an average of past policies"),
+        (recipe.data == "expert", "learns from an expert's samples"),
+        (objective.scope == "group", "compares the completions of a prompt with each other"),
+        (
+            type(objective).learning_rate_scale is not Objective.learning_rate_scale,
+            "sets the learning rate by itself",
+        ),
+    ]
+    for lacking, what in lacks:
+        if lacking:
+            raise RgpoError(
+                f"recipe {name!r} {what}, which this trainer cannot: choose another recipe"
+            )
+    if "median_advantage" in objective.needs and args.advantage == "critic":
+        raise RgpoError(f"recipe {name!r} needs the median of a group: use advantage='group'")
     whole = args.gradient_accumulation_steps == 1 and args.world_size == 1
     if objective.scope == "batch" and not whole:
         raise RgpoError(

@@ -178,6 +178,8 @@ class RecipeTrainer(GRPOTrainer):
             batch["advantages"] = self._local(advantage, len(inputs))
         elif self.critic is not None:
             self._add_values(batch, self._local(self._rewards, len(inputs)))
+        if "median_advantage" in self.recipe.objective.needs:
+            batch["median_advantage"] = self._local(self._above_median(), len(inputs))
         return batch
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
@@ -186,10 +188,19 @@ class RecipeTrainer(GRPOTrainer):
         self._rewards = torch.where(per_function.isnan().all(1), torch.nan, weighted)
         return per_function
 
+    def _above_median(self) -> Tensor:
+        """Rewards of all processes minus the median of their group."""
+        groups = self._rewards.view(-1, self._group_size)
+        above = groups - groups.nanquantile(0.5, dim=1, keepdim=True)
+        return torch.nan_to_num(above, nan=0.0).flatten()
+
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
     def _left_one_out(self) -> Tensor:
         """Advantages of all processes; completions that nobody scored count for nothing."""
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        group = torch.arange(len(self._rewards), device=self._rewards.device) // size
+        group = torch.arange(len(self._rewards), device=self._rewards.device) // self._group_size
         scored = ~self._rewards.isnan()
         advantage = torch.zeros_like(self._rewards)
         advantage[scored] = leave_one_out(self._rewards[scored], group[scored])
@@ -197,7 +208,7 @@ class RecipeTrainer(GRPOTrainer):
 
     def _greedy_rewards(self, inputs: list[dict[str, Any]]) -> Tensor:
         """Reward of the greedy completion of every row's prompt (ReMax, arXiv 2310.10505)."""
-        size = self.num_generations if self.model.training else self.num_generations_eval
+        size = self._group_size
         each = size if len(inputs) % size == 0 else 1  # a group may be split over processes
         inputs = inputs[::each]
         prompts = [row["prompt"] for row in inputs]
@@ -305,7 +316,7 @@ class RecipeTrainer(GRPOTrainer):
             self._advantage(inputs, log_prob, behavior, entropy),
             mask,
             segment_ids=_turns(inputs) if self.recipe.level == "turn" else None,
-            **self._anchors(inputs),
+            **_further(inputs),
             **reducing,
         )
         loss = result.loss
@@ -341,13 +352,6 @@ class RecipeTrainer(GRPOTrainer):
         for factor in factors:
             advantage = advantage * factor
         return advantage.expand_as(log_prob)
-
-    def _anchors(self, inputs: Batch) -> dict[str, Tensor]:
-        given = {
-            "reference_log_prob": inputs.get("ref_per_token_logps"),
-            "proximal_log_prob": inputs.get("proximal_per_token_logps"),
-        }
-        return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     def _reducing(self, inputs: Batch, mask: Tensor) -> tuple[dict[str, Any], float]:
         """Arguments of `reduce` as TRL aggregates, and the number of micro-batches per step."""
@@ -512,6 +516,18 @@ def _mask(batch: Batch) -> Tensor:
     """True at tokens (B, T) that the policy chose: neither padding nor results of tools."""
     mask = batch["completion_mask"].bool()
     return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
+
+
+def _further(batch: Batch) -> dict[str, Tensor]:
+    """Inputs of recipes that the batch has, by the names of `policy_loss`."""
+    given = {
+        "reference_log_prob": batch.get("ref_per_token_logps"),
+        "proximal_log_prob": batch.get("proximal_per_token_logps"),
+    }
+    if "median_advantage" in batch:
+        median = batch["median_advantage"].unsqueeze(1)
+        given["median_advantage"] = median.expand_as(batch["completion_ids"])
+    return {name: tensor for name, tensor in given.items() if tensor is not None}
 
 
 def _turns(batch: Batch) -> Tensor:
