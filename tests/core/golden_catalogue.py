@@ -145,8 +145,6 @@ GOLDEN = [
     ("truly-ppo", 0.5, -1.0, {"kl": 0.05}, -0.5 - 5 * (LOG2 - 0.5), 2.0),
     ("truly-ppo", 2.0, -1.0, {"kl": 0.05}, -2.0, -2.0),
     # r A - 0.1 (|r - 1| - 1e-5)
-    ("biris", 2.0, 1.0, None, 1.900001, 1.8),
-    ("biris", 0.5, -1.0, None, -0.549999, -0.45),
     ("biris-token", 2.0, 1.0, None, 1.900001, 1.8),
     ("biris-token", 0.5, -1.0, None, -0.549999, -0.45),
     # target 1.3 above the median, 0.7 below, 1 at it: -|r - target| |A|
@@ -211,7 +209,6 @@ LIMITS = {
     "ppo-rb": (0, -INF, 0, INF),
     "tr-ppo": (0, INF, 0, INF),  # at a KL of 0
     "truly-ppo": (0, INF, 0, INF),  # at a KL of 0
-    "biris": (0, INF, 0, INF),
     "biris-token": (0, INF, 0, INF),
     "bpo": (0, -INF, 0, INF),
     "gbpo": (0, -INF, 0, INF),

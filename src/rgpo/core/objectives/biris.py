@@ -1,4 +1,4 @@
-"""BIRIS: an absolute penalty on the ratio's distance from 1."""
+"""BIRIS per action: an absolute penalty on the ratio's distance from 1."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ class BIRIS(Objective):
 
     Shifts the advantage by alpha towards the old policy: samples with |A| < alpha are pulled to
     r = 1, all others keep their direction, without bound. Distances up to NOISE count as 0, or the
-    sign at the start of every update would be that of the rounding.
+    sign at the start of every update would be that of the rounding. The paper's ratio is that of
+    the whole trajectory.
     """
 
     alpha: float = 0.1
@@ -44,15 +45,6 @@ class BIRIS(Objective):
 
 
 register(
-    Recipe(
-        "biris",
-        BIRIS(),
-        paper="2209.07074",
-        summary="importance sampling with an absolute penalty on the trajectory's ratio",
-        level="sequence-sum",
-        reduction="sequence-mean",
-        confidence="formula and alpha: the authors' code",
-    ),
     Recipe(
         "biris-token",
         BIRIS(),
