@@ -17,7 +17,7 @@ def clipped_value(
     advantage: Tensor,
     low: Tensor | float,
     high: Tensor | float,
-    ceiling: float | None = None,
+    ceiling: Tensor | float | None = None,
 ) -> Tensor:
     """J, elementwise."""
     ratio = safe_ratio(log_ratio)
@@ -33,7 +33,7 @@ def clipped_weight(
     advantage: Tensor,
     low: Tensor | float,
     high: Tensor | float,
-    ceiling: float | None = None,
+    ceiling: Tensor | float | None = None,
 ) -> Tensor:
     """W = dJ / d log r, elementwise: r A where J is not flat."""
     ratio = safe_ratio(log_ratio)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rgpo.core.clips import clipped_value, clipped_weight
 from rgpo.core.objective import Objective, Scope, require_positive, safe_ratio
 from rgpo.core.recipes import Recipe, register
 from rgpo.core.units import through_own
@@ -50,21 +51,15 @@ class PrefixPPO(Objective):
 
     def value(self, log_ratio: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:  # noqa: D102
         prefix, scale = self._prefix(log_ratio, mask)
-        prefix = through_own(prefix, log_ratio)
-        clipped = torch.clamp(prefix, -self.log_low * scale, self.log_high * scale)
-        surrogate = torch.minimum(safe_ratio(prefix) * advantage, safe_ratio(clipped) * advantage)
-        if self.log_dual is None:
-            return surrogate
-        floor = torch.maximum(surrogate, safe_ratio(self.log_dual * scale) * advantage)
-        return torch.where(advantage < 0, floor, surrogate)
+        return clipped_value(through_own(prefix, log_ratio), advantage, *self._bounds(scale))
 
     def weight(self, log_ratio: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:  # noqa: D102
         prefix, scale = self._prefix(log_ratio, mask)
-        above = prefix >= -self.log_low * scale
-        if self.log_dual is not None:
-            above = above & (prefix <= self.log_dual * scale)
-        inside = torch.where(advantage > 0, prefix <= self.log_high * scale, above)
-        return safe_ratio(prefix) * advantage * inside
+        return clipped_weight(prefix, advantage, *self._bounds(scale))
+
+    def _bounds(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        dual = None if self.log_dual is None else safe_ratio(self.log_dual * scale)
+        return torch.exp(-self.log_low * scale), safe_ratio(self.log_high * scale), dual
 
     def _prefix(self, log_ratio: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The c of every token and t^growth (t^-growth for means)."""

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rgpo.core.objective import SAFE_LOG_RATIO, Objective, require_positive, safe_ratio
+from rgpo.core.clips import clipped_value, clipped_weight
+from rgpo.core.objective import Objective, require_positive, safe_ratio
 from rgpo.core.recipes import Recipe, register
 
 Guard = Literal["truncate", "mask", "total"]
@@ -117,21 +118,16 @@ class ReMix(Objective):
     def value(  # noqa: D102
         self, log_ratio: Tensor, advantage: Tensor, proximal_log_ratio: Tensor
     ) -> Tensor:
-        ratio, center = safe_ratio(log_ratio), self._center(log_ratio, proximal_log_ratio).detach()
-        clipped = torch.clamp(ratio, center - self.clip, center + self.clip)
-        return torch.minimum(ratio * advantage, clipped * advantage)
+        return clipped_value(log_ratio, advantage, *self._bounds(log_ratio, proximal_log_ratio))
 
     def weight(  # noqa: D102
         self, log_ratio: Tensor, advantage: Tensor, proximal_log_ratio: Tensor
     ) -> Tensor:
-        ratio, center = safe_ratio(log_ratio), self._center(log_ratio, proximal_log_ratio)
-        below, above = ratio <= center + self.clip, ratio >= center - self.clip
-        return ratio * advantage * torch.where(advantage > 0, below, above)
+        return clipped_weight(log_ratio, advantage, *self._bounds(log_ratio, proximal_log_ratio))
 
-    def _center(self, log_ratio: Tensor, proximal_log_ratio: Tensor) -> Tensor:
-        return torch.exp(
-            torch.clamp(log_ratio - proximal_log_ratio, -SAFE_LOG_RATIO, SAFE_LOG_RATIO)
-        )
+    def _bounds(self, log_ratio: Tensor, proximal_log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+        center = safe_ratio((log_ratio - proximal_log_ratio).detach())
+        return center - self.clip, center + self.clip
 
     @property
     def sup_weight(self) -> float:  # noqa: D102
