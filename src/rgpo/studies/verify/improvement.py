@@ -187,7 +187,7 @@ def _inequality_row() -> Row:
         "ratios up to 1000, k = " + ", ".join(f"{k:g}" for k in SHARPNESS),
         f"exceeded by {max(worst, 0):.0e}. As published, |r - g(r)| <= L|r-1| for the raw sigmoid "
         f"(Eq. 40): {at_one:g} <= L·0 at r = 1, false for every L",
-        "0",
+        "1e-10",
         worst <= ROUNDING,
         "fails",
         numbers={"excess": worst, "raw_gap_at_one": at_one},
@@ -226,7 +226,7 @@ def _use_row(steps: Steps) -> Row:
     return Row(
         "small steps along the advantage are certified to improve",
         "the same steps, k = 10; how often the repaired bound is above 0, and how tight it then is",
-        f"{certified:.0%} of steps below 0.03; of all {int(positive.sum()):,} of {len(bound):,}; "
+        f"{certified:.1%} of steps below 0.03; of all {int(positive.sum()):,} of {len(bound):,}; "
         f"then {middle:.0%} of the true improvement (quartiles {low:.0%} to {high:.0%})",
         "90%",
         certified >= 0.9,

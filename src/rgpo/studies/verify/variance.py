@@ -172,7 +172,7 @@ def _weight_row(
         name: max(peak for _, _, peak in weights[name].values()) / arms[name].sup_weight
         for name in arms
     }
-    rounding = 1 + 1e-5  # the weights are computed in float32
+    rounding = 1 + 1e-4  # the weights are computed in float32
     variance = {
         name: weights[name][SHOWN_TAIL][1] - weights[name][SHOWN_TAIL][0] ** 2 for name in arms
     }
