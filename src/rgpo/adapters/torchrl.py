@@ -7,13 +7,12 @@ Keys, reductions, masks, value estimator, critic loss and entropy bonus are thos
 PPOLoss. Keys that begin with `loss_` are to be summed; the core's diagnostics stand beside them.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rgpo.adapters.common import chosen, require_version
+from rgpo.adapters.common import adapted, chosen, require_version
 from rgpo.adapters.terms import element_terms
 
 require_version("torchrl", "0.14.1", "0.15", "torchrl")
@@ -32,10 +31,8 @@ class Adapting:
 
         `progress` is the share of training that is done.
         """
-        measured = {name: float(x) for name, x in self.diagnostics.items()} | {"progress": progress}
-        kl = self.recipe.kl and self.recipe.kl.adapt(measured["kl_k3"])
-        objective = self.recipe.objective.adapt(measured)
-        self.recipe = replace(self.recipe, objective=objective, kl=kl)
+        measured = {name: float(x) for name, x in self.diagnostics.items()}
+        self.recipe = adapted(self.recipe, measured | {"kl": measured["kl_k3"]}, progress)
         self.progress = progress
 
     def get_extra_state(self) -> dict[str, Any]:
