@@ -9,9 +9,10 @@ eps = max_s |E_{a ~ pi} A(s, a)|,
          - E_old[|r - g| |A|]                       what the gate gives up
          - 2 gamma eps / (1 - gamma) E_{d_old}[TV]  the change of the state distribution.
 
-The published proof (arXiv 2604.14895) leaves out the last term, which is that of CPO (1705.10528),
-and rests on an inequality that is false at r = 1. The statement is about two policies: any g
-gives a valid bound, whatever objective was optimised. docs/certificates.md derives it step by step.
+The published proof (arXiv 2604.14895, as known to us) leaves out the last term, which is that of
+CPO (1705.10528), and rests on an inequality that is false at r = 1. The statement is about two
+policies: any g gives a valid bound, whatever objective was optimised. docs/certificates.md derives
+it step by step.
 """
 
 import math
