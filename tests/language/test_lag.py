@@ -3,6 +3,7 @@ import tiny
 import torch
 from test_trainer import COMMON, ours, train
 
+from rgpo.errors import RgpoError
 from rgpo.language import RecipeConfig, RecipeTrainer
 from rgpo.language.lag import Lag
 
@@ -16,6 +17,14 @@ def test_every_batch_comes_out_exactly_so_many_updates_later():
     assert out == [0, -1, -2, -3, 1, 2, 3, 4]
     assert next(extra) == -4  # nothing but the first update generates more
     assert [Lag(0).exchange({"made": n}, dict)["made"] for n in range(3)] == [0, 1, 2]
+
+
+def test_a_checkpoint_with_another_lag_is_refused():
+    lag = Lag(2)
+    lag.restore([{"made": 1}, {"made": 2}])
+    assert lag.exchange({"made": 3}, dict)["made"] == 1
+    with pytest.raises(RgpoError, match="resume with lag=1"):
+        lag.restore([{"made": 1}])
 
 
 class Stamped(RecipeTrainer):

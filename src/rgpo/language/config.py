@@ -89,6 +89,8 @@ class RecipeConfig(GRPOConfig):
             self.activation_checkpointing = gpu
         if self.use_vllm is None:
             self.use_vllm = gpu and importlib.util.find_spec("vllm") is not None
+        if not gpu:
+            self.dataloader_pin_memory = False
         super().__post_init__()
 
     @property

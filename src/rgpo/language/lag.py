@@ -1,8 +1,10 @@
 """Batches that are learnt from an exact number of updates after they were generated."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from rgpo.errors import RgpoError
 
 Batch = dict[str, Any]
 
@@ -28,3 +30,12 @@ class Lag:
         while len(self.queue) <= self.updates:
             self.queue.append(more())
         return self.queue.popleft()
+
+    def restore(self, queue: Sequence[Batch]) -> None:
+        """Continue with the batches of a checkpoint; RgpoError if it had another lag."""
+        if len(queue) != self.updates:
+            raise RgpoError(
+                f"the checkpoint has a lag of {len(queue)} updates and this run one of "
+                f"{self.updates}: resume with lag={len(queue)}"
+            )
+        self.queue = deque(queue)

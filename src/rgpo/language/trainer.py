@@ -494,7 +494,7 @@ class RecipeTrainer(GRPOTrainer):
             Path(checkpoint, self._state_file), map_location=self.args.device, weights_only=True
         )
         self._step, self._buffered_inputs = state["step"], state["batch"]
-        self.lag.queue.extend(state["queue"])
+        self.lag.restore(state["queue"])
         self._measured = state["measured"]
         self.recipe = self.recipe.configure(**state["recipe"])
         if self.critic is not None:
