@@ -12,6 +12,7 @@ from rgpo.core.advantage import (
     leave_one_out,
     normalize,
     optimal_baseline,
+    red_drop,
     vtrace,
 )
 
@@ -378,3 +379,28 @@ def test_optimal_baseline_minimises_the_second_moment():
     torch.testing.assert_close(equal, reward.mean(-1, keepdim=True))
     none = optimal_baseline(reward, torch.zeros_like(norm), log_weight)
     torch.testing.assert_close(none, reward.mean(-1, keepdim=True))
+
+
+def test_red_drop_keeps_as_many_bad_samples_as_others():
+    """Mean 1/4: one good, three bad of which one stays; then mean 1/2 over the two."""
+    reward = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]])
+    advantage, kept = red_drop(reward, generator=torch.Generator().manual_seed(0))
+    assert kept.sum(1).tolist() == [2, 4, 4]
+    assert kept[0, 0]
+    assert sorted(advantage[0].tolist()) == [-0.5, 0, 0, 0.5]
+    assert advantage[1].tolist() == [0.25, 0.25, -0.75, 0.25]
+    assert advantage[2].tolist() == [0, 0, 0, 0]
+    scaled, again = red_drop(reward, scale=True, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again, kept)
+    assert float(scaled[0, 0]) == pytest.approx(0.5**0.5, rel=1e-5)
+
+
+def test_red_drop_drops_at_random_within_each_group():
+    group = torch.tensor([7, 3, 7, 7, 3, 7, 7])
+    reward = torch.tensor([1.0, 0, 0, 0, 1, 0, 0])
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.stack([red_drop(reward, group, generator=generator)[1] for _ in range(400)])
+    assert kept[:, [0, 1, 4]].all()
+    assert (kept[:, [2, 3, 5, 6]].sum(1) == 1).all()
+    share = kept[:, [2, 3, 5, 6]].double().mean(0)
+    assert ((share - 0.25).abs() < 0.08).all()

@@ -135,6 +135,40 @@ def optimal_baseline(reward: Tensor, squared_norm: Tensor, log_weight: Tensor) -
     return torch.where(total > 0, weighted, reward.mean(-1, keepdim=True))
 
 
+def red_drop(
+    reward: Tensor,
+    group: Tensor | None = None,
+    *,
+    scale: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """RED-Drop: `group_relative` on groups whose surplus of bad samples is dropped (2509.24203).
+
+    In every group the samples below its mean reward are thinned out at random until they are no
+    more than the others; mean and standard deviation are those of the kept ones. Groups as in
+    `group_relative`. Returns the advantage, 0 where dropped, and the boolean `kept`. The authors'
+    code leaves dropped samples in the loss's denominator; put `kept` into the mask to take them
+    out.
+    """
+    group = _rows(reward) if group is None else group
+    bad = _centred(reward, group, None)[0] < 0
+    index = torch.unique(group, return_inverse=True)[1]
+    surplus = _group_sum(2 * bad.to(torch.long) - 1, index)
+    # bad samples of one group next to each other, in random order: their rank among them
+    chance = torch.rand(reward.numel(), generator=generator, device=reward.device)
+    order = chance.argsort()
+    order = order[(2 * index.flatten() + bad.flatten())[order].argsort(stable=True)]
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    first = torch.full_like(place, len(order)).scatter_reduce(
+        0, index.flatten(), torch.where(bad.flatten(), place, len(order)), "amin"
+    )
+    rank = place.view_as(index) - first[index]
+    kept = ~(bad & (rank < surplus))
+    if scale:
+        return group_normalize(reward, group, kept), kept
+    return _centred(reward, group, kept)[0], kept
+
+
 def normalize(
     x: Tensor,
     mask: Tensor | None = None,

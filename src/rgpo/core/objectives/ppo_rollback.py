@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rgpo.core.kl import k3
-from rgpo.core.objective import Objective, require_positive, safe_ratio
+from rgpo.core.objective import SAFE_LOG_RATIO, Objective, require_positive, safe_ratio
 from rgpo.core.recipes import Recipe, register
 
 
@@ -80,10 +80,11 @@ class TRPPO(Objective):
 class TrulyPPO(Objective):
     """J = r A, but likelihood r A - penalty KL(old || new) where TR-PPO's test fails.
 
-    arXiv 1903.07940. The authors differentiate the exact KL of the state. A weight on
-    the log-prob of the action taken cannot; here the KL that is differentiated is its sampled
-    estimate k3 = r - 1 - log r, whose expectation and expected gradient are the same:
-    w = likelihood r A - penalty (r - 1). The test is on the exact KL.
+    arXiv 1903.07940. The authors differentiate the exact KL of the state. A weight on the log-prob
+    of the action taken cannot; here it has the slope of the sampled estimate k3 = r - 1 - log r,
+    so that w = likelihood r A - penalty (r - 1): the action's own ratio is pulled back, not the
+    whole distribution. (Over all actions k3 has the mean and the mean gradient of the KL; over
+    those that A pushes outward, where the penalty acts, it has not.) The test is on the exact KL.
     """
 
     delta: float = 0.03
@@ -105,7 +106,9 @@ class TrulyPPO(Objective):
 
     def value(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:  # noqa: D102
         surrogate = safe_ratio(log_ratio) * advantage
-        pulled = self.likelihood * surrogate - self.penalty * k3(torch.clamp(log_ratio, max=40.0))
+        pulled = self.likelihood * surrogate - self.penalty * k3(
+            torch.clamp(log_ratio, max=SAFE_LOG_RATIO)
+        )
         return torch.where(_left(log_ratio, advantage, kl, self.delta), pulled, surrogate)
 
     def weight(self, log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Tensor:  # noqa: D102
@@ -145,6 +148,6 @@ register(
         TrulyPPO(),
         paper="1903.07940",
         summary="tr-ppo with a KL penalty where the state's KL is too large",
-        confidence=CODE + "; the KL's slope through the sampled k3: ours",
+        confidence=CODE + "; the KL's slope, through the sampled k3: ours",
     ),
 )
