@@ -119,20 +119,24 @@ def action_gradients(window: Window) -> Tensor:
 
     Raises RgpoError if no gradient reaches the actions or an operation in place broke the graph.
     """
+    return torch.stack(_gradients(window.objective.sum(), window.action))
+
+
+def _gradients(total: Tensor, actions: list[Tensor]) -> list[Tensor]:
+    if not total.requires_grad:
+        raise RgpoError(_NO_GRADIENT)
     try:
-        found = torch.autograd.grad(window.objective.sum(), window.action, allow_unused=True)
+        found = torch.autograd.grad(total, actions, allow_unused=True)
     except RuntimeError as error:
-        if "inplace operation" in str(error):
-            raise RgpoError(
-                "the task changes a tensor in place that its gradient needs: return new tensors "
-                f"from step and observe ({str(error).split(':')[0]})"
-            ) from error
-        if "does not require grad" in str(error):
-            raise RgpoError(_NO_GRADIENT) from error
-        raise
+        if "inplace operation" not in str(error):
+            raise
+        raise RgpoError(
+            "the task changes a tensor in place that its gradient needs: return new tensors from "
+            "step and observe"
+        ) from error
     if any(gradient is None for gradient in found):
         raise RgpoError(_NO_GRADIENT)
-    return torch.stack(found)  # type: ignore[arg-type]
+    return list(found)
 
 
 _NO_GRADIENT = (
@@ -142,16 +146,13 @@ _NO_GRADIENT = (
 
 
 def require_gradient(environments: TaskVectorEnv) -> None:
-    """RgpoError unless both reward or next observation depend on the action through the graph."""
+    """RgpoError unless reward or next observation depend on the action through the graph."""
     size = (environments.num_envs, environments.task.action_size)
     action = torch.zeros(size, dtype=environments.dtype, device=environments.device)
     action.requires_grad_()
     state, reward, _ = environments.task.step(environments.state, action)
-    probe = environments.task.observe(state).sum() + reward.sum()
-    if not probe.requires_grad:
-        raise RgpoError(_NO_GRADIENT)
-    (gradient,) = torch.autograd.grad(probe, action, allow_unused=True)
-    if gradient is None or not bool((gradient != 0).any()):
+    (gradient,) = _gradients(environments.task.observe(state).sum() + reward.sum(), [action])
+    if not bool((gradient != 0).any()):
         raise RgpoError(_NO_GRADIENT)
 
 

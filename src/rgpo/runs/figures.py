@@ -5,6 +5,7 @@ legend of recipes: the page has one, which shows and hides a recipe in all figur
 """
 
 import colorsys
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +83,23 @@ CERTIFICATE = (
     Panel("certificate_interval", "confidence interval", log=True, combine=max),
     Panel("accepted_step", "share of the step that was kept", combine=min),
 )
+PATHWISE = (
+    Panel("ratio_kept", "share of samples kept"),
+    Panel("action_gradient_norm", "mean |G|", log=True, combine=max),
+    Panel("nonfinite_environments", "environments left out", combine=max),
+    Panel("variance_pathwise", "variance, pathwise", log=True),
+    Panel("variance_score", "variance, score function", log=True),
+)
 _COLUMNS = 3
+_SECONDS = {
+    "seconds_act": "acting",
+    "seconds_step": "stepping",
+    "seconds_learn": "learning",
+    "seconds_rollout": "rollout",
+    "seconds_backward": "back-propagation",
+    "seconds_actor": "policy epochs",
+    "seconds_critic": "critics",
+}
 
 
 def colors(names: Sequence[str]) -> dict[str, str]:
@@ -135,12 +152,12 @@ def kl(groups: Groups, color: Mapping[str, str]) -> go.Figure:
 
 def seconds(groups: Groups) -> go.Figure:
     """Draw the mean seconds per run of each recipe as stacked bars, of the runs in the table."""
-    parts = {"seconds_act": "acting", "seconds_step": "stepping", "seconds_learn": "learning"}
     names = list(groups)
     used = [counted(runs) for runs in groups.values()]
-    bars = {title: [_mean_total(runs, key) for runs in used] for key, title in parts.items()}
+    bars = {title: [_mean_total(runs, key) for runs in used] for key, title in _SECONDS.items()}
+    bars = {title: values for title, values in bars.items() if any(values)}
     total = [_mean_total(runs, "seconds") for runs in used]
-    parted = [sum(column) for column in zip(*bars.values(), strict=True)]
+    parted = [sum(column) for column in zip(*bars.values(), strict=True)] or [0.0] * len(names)
     bars["the rest"] = [max(0.0, a - b) for a, b in zip(total, parted, strict=True)]
     figure = go.Figure(
         [
@@ -152,7 +169,7 @@ def seconds(groups: Groups) -> go.Figure:
                 marker={"color": grey},
                 hovertemplate="%{x:.1f} s",
             )
-            for (title, values), grey in zip(bars.items(), _GREYS, strict=True)
+            for (title, values), grey in zip(bars.items(), itertools.cycle(_GREYS), strict=False)
         ]
     )
     figure.update_layout(barmode="stack", bargap=0.35)

@@ -68,6 +68,12 @@ _READ_CERTIFICATE = (
     "for all, and on samples that the policy was fitted to: a nominal 95% confidence. Logarithmic "
     "axes for the shift and the interval."
 )
+_READ_PATHWISE = (
+    "G is the derivative of the return by a cached action. Kept: samples whose weight is not 0 at "
+    "the end of the update. Variance: of the two unbiased estimates of the same derivative by the "
+    "mean action, over the samples of a window; the score function's is what PPO would have "
+    "learnt from. Logarithmic axes for |G| and the variances."
+)
 _READ_LEARNING = (
     "Entropy falls as the policy commits itself. Explained variance: 1 means that the critic "
     "predicts the returns, 0 or less that it does not. Gradient norm before clipping, "
@@ -153,7 +159,11 @@ def _figures(own: figures.Groups, color: Mapping[str, str], name: str) -> Iterat
     yield card("KL per update", _READ_KL, figures.kl(own, color), f"{name}-kl")
     yield card("Ratio quantiles", _READ_RATIOS, drawn(figures.RATIOS), f"{name}-ratios")
     yield card("Is the data still trusted?", _READ_TRUST, drawn(figures.TRUST), f"{name}-trust")
-    if any("certificate" in row for runs in own.values() for run in runs for row in run.rows):
+    recorded = {key for runs in own.values() for run in runs for row in run.rows for key in row}
+    if "ratio_kept" in recorded:
+        pathwise = drawn(figures.PATHWISE)
+        yield card("Pathwise gradients", _READ_PATHWISE, pathwise, f"{name}-pathwise")
+    if "certificate" in recorded:
         certificate = drawn(figures.CERTIFICATE)
         yield card("What is guaranteed?", _READ_CERTIFICATE, certificate, f"{name}-certificate")
     yield card("Policy and critic", _READ_LEARNING, drawn(figures.LEARNING), f"{name}-learning")

@@ -1,0 +1,258 @@
+"""The training loop against its definition: epoch 1 is back-propagation through time."""
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+
+from rgpo.differentiable.config import ReparamConfig
+from rgpo.differentiable.glossary import GLOSSARY
+from rgpo.differentiable.train import ReparamTrainer
+from rgpo.differentiable.window import action_gradients
+from rgpo.errors import RgpoError
+
+TINY = ReparamConfig(
+    env="toy_tasks:Mortal",
+    num_envs=6,
+    window=12,
+    steps=6 * 12 * 4,
+    hidden=(16, 16),
+    dtype="float64",
+    track=(),
+)
+
+
+def tiny(**changes) -> ReparamConfig:
+    return dataclasses.replace(TINY, **changes)
+
+
+def warmed(config) -> ReparamTrainer:
+    """After two updates: statistics, targets and policy are no longer those of the start."""
+    trainer = ReparamTrainer(config)
+    trainer.step()
+    trainer.step()
+    return trainer
+
+
+def numbers(row):
+    return {k: v for k, v in row.items() if not k.startswith("seconds")}
+
+
+def return_of(trainer, noise, kinds):
+    """R of every environment, unrolled anew and written out: (E,), with the graph of the policy."""
+    config, env = trainer.config, trainer.environments
+    observation, rewards = env.detach(), [[] for _ in range(config.num_envs)]
+    total = torch.zeros(config.num_envs, dtype=torch.float64)
+    for t in range(config.window):
+        mean, log_std = trainer.actor(trainer._normalize(observation))
+        action = torch.tanh(mean + torch.exp(log_std) * noise[t])
+        observation, reward, terminated, truncated, info = env.step(action)
+        final = trainer.targets(trainer._normalize(info["final_obs"])).mean(0)
+        for e in range(config.num_envs):
+            rewards[e].append(reward[e])
+            if truncated[e] or (t == config.window - 1 and not terminated[e]):
+                rewards[e].append(final[e])
+            if terminated[e] or truncated[e] or t == config.window - 1:
+                part = sum(config.gamma**k * r for k, r in enumerate(rewards[e]))
+                total = total + torch.nn.functional.one_hot(torch.tensor(e), len(total)) * part
+                rewards[e] = []
+        kinds += ["terminated"] * int(terminated.sum()) + ["truncated"] * int(truncated.sum())
+    return total
+
+
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+def test_the_first_epoch_is_full_back_propagation_through_time(state_dependent_std):
+    """To 1e-12 relative, with terminations, truncations and resets inside the window."""
+    trainer = warmed(tiny(state_dependent_std=state_dependent_std))
+    saved = (trainer.generator.get_state(), trainer.environments.generator.get_state())
+    start = (trainer.environments.state.clone(), trainer.environments.elapsed.clone())
+    window = trainer._unroll()
+    everyone = torch.ones(trainer.config.num_envs, dtype=torch.bool)
+    batch = trainer._batch(window, action_gradients(window), everyone)
+    loss, kl = trainer._actor_loss(batch, slice(None))
+    parameters = list(trainer.actor.parameters())
+    found = torch.autograd.grad(loss, parameters)
+    assert float(kl) == pytest.approx(0, abs=1e-14)
+
+    trainer.generator.set_state(saved[0])
+    trainer.environments.generator.set_state(saved[1])
+    trainer.environments.state, trainer.environments.elapsed = start
+    size = (trainer.config.window, trainer.config.num_envs, 1)
+    noise = torch.randn(size, generator=trainer.generator, dtype=torch.float64)
+    kinds: list[str] = []
+    total = return_of(trainer, noise, kinds)
+    assert set(kinds) == {"terminated", "truncated"}
+    expected = torch.autograd.grad(-total.sum() / noise.numel(), parameters)
+    for mine, true in zip(found, expected, strict=True):
+        assert float((mine - true).norm() / true.norm()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("importance", ()),
+        ("reparam-mask", ("clip_low=0.2", "clip_high=0.2")),
+        ("rgpo-gate", ()),
+        ("gipo", ("kl_coefficient=0.3",)),
+    ],
+)
+def test_mask_gate_and_kl_leave_the_first_epoch_as_it_is_and_change_the_later_ones(recipe, changes):
+    policies = []
+    for settings in ((recipe, changes), ("reparam-mask", ())):
+        for epochs in (1, 4):
+            config = tiny(recipe=settings[0], set=settings[1], epochs=epochs, learning_rate=0.02)
+            trainer = ReparamTrainer(config)
+            trainer.step()
+            policies.append(torch.cat([p.flatten() for p in trainer.actor.parameters()]))
+    torch.testing.assert_close(policies[0], policies[2], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(policies[1], policies[3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("algo", ["reparam-ppo", "reppo"])
+def test_soft_rewards_and_entropy_change_what_is_learnt(algo):
+    plain, soft = (
+        ReparamTrainer(tiny(algo=algo, **changes))
+        for changes in ({}, {"entropy_coefficient": 0.5, "soft_rewards": True})
+    )
+    rows = [trainer.step()[0] for trainer in (plain, soft)]
+    assert rows[0]["kl"] != rows[1]["kl"]
+    assert rows[1]["entropy_coefficient"] == pytest.approx(0.5)
+
+
+def test_soft_rewards_of_a_learned_q_leave_terminal_steps_alone():
+    """The trap of REPPO's code: no entropy follows a terminated step."""
+    config = tiny(algo="reppo", entropy_coefficient=3.0, soft_rewards=True, lam=0.0)
+    trainer = warmed(config)
+    window = trainer._unroll()
+    state = trainer.generator.get_state()
+    _, soft, _ = trainer._critic_targets(window)
+    trainer.generator.set_state(state)
+    trainer.config = dataclasses.replace(config, soft_rewards=False)
+    _, hard, _ = trainer._critic_targets(window)
+    assert bool(window.terminated.any())
+    assert torch.equal(soft[window.terminated], hard[window.terminated])
+    assert (soft != hard)[~window.terminated].all()
+    torch.testing.assert_close(hard[window.terminated], window.reward[window.terminated])
+
+
+def test_the_entropy_weight_is_tuned_towards_its_target():
+    found = []
+    for target in (-5.0, 5.0):
+        trainer = ReparamTrainer(tiny(entropy_coefficient=1.0, entropy_target=target))
+        found.append([trainer.step()[0]["entropy_coefficient"] for _ in range(3)][-1])
+    assert found[0] < 1 < found[1]
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not():
+    def run(seed):
+        trainer = ReparamTrainer(tiny(seed=seed, minibatches=3))
+        return [numbers(trainer.step()[0]) for _ in range(3)]
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+@pytest.mark.parametrize("algo", ["reparam-ppo", "reppo"])
+def test_every_metric_is_defined_and_no_other(algo):
+    (row,) = ReparamTrainer(tiny(algo=algo)).step()
+    assert set(row) == set(GLOSSARY)
+    assert row["variance_pathwise"] < row["variance_score"]
+
+
+def test_returns_of_episodes_are_their_rewards():
+    """Staggered first episodes are not counted; after those, each ended episode once."""
+    trainer = ReparamTrainer(tiny(env="rgpo/Pendulum", num_envs=2, window=50, steps=900))
+    rows = [trainer.step()[0] for _ in range(9)]
+    counted = [row for row in rows if row["episodes"]]
+    assert sum(row["episodes"] for row in rows) in (2, 3, 4)
+    assert all(row["episode_length"] == 200 for row in counted)
+    assert all(-2000 < row["return"] < 0 for row in counted)
+
+
+def test_lqr_comes_within_one_percent_of_the_closed_form():
+    config = ReparamConfig(env="rgpo/LQR", steps=60_000, set=("kl_coefficient=0.02",), track=())
+    trainer = ReparamTrainer(config)
+    for _ in range(config.updates):
+        trainer.step()
+    task = trainer.task
+    start = task.reset(512, torch.Generator().manual_seed(7))
+    state, cost = start, torch.zeros(512)
+    for t in range(1000):
+        state, reward, _ = task.step(state, trainer.mode(task.observe(state)))
+        cost = cost - config.gamma**t * reward
+    optimal, _ = task.optimum(config.gamma)
+    best = torch.einsum("ei,ij,ej->e", start.double(), optimal, start.double())
+    assert 1 <= float(cost.double().mean() / best.mean()) < 1.01
+
+
+# ---- bad input ----------------------------------------------------------------------------
+
+
+def test_environments_that_go_wrong_are_left_out_counted_and_told():
+    config = tiny(env="toy_tasks:Exploding", num_envs=16)
+    trainer = ReparamTrainer(config)
+    with pytest.warns(UserWarning, match=r"not finite in environment \d+, step \d+ of the window"):
+        rows = [trainer.step()[0] for _ in range(2)]
+    assert rows[0]["nonfinite_environments"] > 0
+    assert all(torch.isfinite(p).all() for p in trainer.actor.parameters())
+    assert rows[1]["nonfinite"] == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ("Rounded", "no gradient reaches the action"),
+        ("InPlace", "changes a tensor in place"),
+        ("AllExploding", "every environment's gradient or state was not finite"),
+    ],
+)
+def test_a_task_that_cannot_be_differentiated_is_refused(env, sentence):
+    with pytest.raises(RgpoError, match=sentence):
+        ReparamTrainer(tiny(env=f"toy_tasks:{env}")).step()
+
+
+def test_a_learned_q_needs_no_differentiable_task():
+    (row,) = ReparamTrainer(tiny(env="toy_tasks:Rounded", algo="reppo")).step()
+    assert row["action_gradient_norm"] > 0
+
+
+def test_a_window_that_does_not_fit_in_memory_is_refused_before_it_starts():
+    with pytest.raises(RgpoError, match="GiB for its graph"):
+        ReparamTrainer(tiny(env="rgpo/Hopper", num_envs=64, window=10**9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"recipe": "rgpo-dual-detached"}, "not a fixed weight"),
+        ({"recipe": "trpo"}, "not a fixed weight"),
+        ({"recipe": "gspo"}, "not a fixed weight"),
+        ({"recipe": "nothing"}, "unknown recipe"),
+        ({"minibatches": 5}, "does not divide the 72 samples"),
+        ({"soft_rewards": True}, "entropy_coefficient above 0"),
+        ({"entropy_target": -0.5}, "must start above 0"),
+        ({"gamma": 1.1}, r"gamma must be in \[0, 1\]"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"device": "cuda:99"}, "cannot be used here"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_a_sentence(changes, sentence):
+    with pytest.raises(RgpoError, match=sentence):
+        ReparamTrainer(tiny(**changes))
+
+
+def test_one_epoch_says_that_weight_and_kl_do_nothing():
+    assert "is SHAC" in tiny(epochs=1).warnings()[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not tiny().warnings()
+
+
+def test_the_run_that_diverged_is_marked():
+    trainer = ReparamTrainer(tiny(set=("kl_coefficient=1",)))
+    with torch.no_grad():
+        next(trainer.critics.parameters()).fill_(torch.nan)
+        trainer.targets.load_state_dict(trainer.critics.state_dict())
+    with pytest.raises(RgpoError, match="not finite"):
+        trainer.step()
