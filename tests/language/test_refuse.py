@@ -4,6 +4,7 @@ import pytest
 import tiny
 from datasets import Dataset
 from test_trainer import COMMON
+from transformers import HfArgumentParser
 
 from rgpo.core import recipes
 from rgpo.errors import RgpoError
@@ -111,6 +112,14 @@ def test_defaults_follow_the_machine(tmp_path):
     assert cpu.machine.startswith("cpu: float32, without activation checkpointing")
     chosen = RecipeConfig(str(tmp_path), use_cpu=True, bf16=True, activation_checkpointing=True)
     assert chosen.machine.startswith("cpu: bf16, with activation checkpointing")
+
+
+def test_the_configuration_parses_from_a_command_line(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "--recipe_options", '{"sharpness": 4}']
+    (args,) = HfArgumentParser(RecipeConfig).parse_args_into_dataclasses(
+        [*words, "--level", "sequence", "--lag", "3"]
+    )
+    assert (args.recipe_options, args.level, args.lag) == ({"sharpness": 4}, "sequence", 3)
 
 
 def test_what_was_chosen_is_printed(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from trl import GRPOConfig
@@ -28,8 +28,8 @@ class RecipeConfig(GRPOConfig):
     recipe: str = "rgpo-gate"
     """Objective by name; `rgpo objectives` lists them."""
 
-    recipe_options: dict[str, float | str | None] | None = None
-    """Hyper-parameters of the recipe, such as {"sharpness": 4}."""
+    recipe_options: dict[str, Any] | str | None = None
+    """Hyper-parameters of the recipe, such as {"sharpness": 4}; on a command line as JSON."""
 
     level: Level | None = None
     """Where the ratio is formed. None: where the recipe forms it."""
