@@ -16,9 +16,12 @@ from rgpo.core.objectives.sapo import SAPO
 from rgpo.studies.verify import (
     bias,
     cost,
+    drift,
     finding,
     improvement,
+    pareto,
     run,
+    steps,
     trust,
     unification,
     variance,
@@ -121,9 +124,9 @@ def test_variance_fails_for_a_wrong_supremum(monkeypatch):
 
 
 def test_variance_fails_for_ratios_whose_tail_is_lighter(monkeypatch):
-    honest = variance.pareto_log_ratios
+    honest = pareto.pareto_log_ratios
     monkeypatch.setattr(variance, "TAILS", (1.2,))
-    monkeypatch.setattr(variance, "pareto_log_ratios", lambda a, *rest: honest(a + 2, *rest))
+    monkeypatch.setattr(pareto, "pareto_log_ratios", lambda a, *rest: honest(a + 2, *rest))
     assert holds(variance) == [False, True, False]
 
 
@@ -141,14 +144,27 @@ def test_bias_fails_for_a_weight_that_its_curve_does_not_show(monkeypatch):
 
 
 def test_improvement_fails_without_the_state_shift(monkeypatch):
-    honest = improvement.improvement_bound
+    honest = steps.improvement_bound
 
     def as_published(*arguments):
         found = honest(*arguments)
         return type(found)(**vars(found) | {"bound": found.bound + found.shift})
 
-    monkeypatch.setattr(improvement, "improvement_bound", as_published)
+    monkeypatch.setattr(steps, "improvement_bound", as_published)
     assert holds(improvement)[:2] == [True, False]
+
+
+def test_the_counterexample_by_hand():
+    """From X on, the return is gamma (1 - p) / (1 - gamma p) q / (1 - gamma)."""
+
+    def performance(p, q):
+        return 0.9 * (1 - p) / (1 - 0.9 * p) * q / (1 - 0.9)
+
+    told = improvement.smallest_counterexample()
+    assert "in X action 0 leads to Y; in X action 1 stays" in told
+    assert "in Y action 0 stays; in Y action 1 stays and pays 1" in told
+    assert "0.1 in X and 0.5 in Y, π with 0.9 and 0.6" in told
+    assert f"true: {performance(0.9, 0.6) - performance(0.1, 0.5):+.3f}" in told
 
 
 def test_improvement_fails_for_a_gate_that_is_not_normalised(monkeypatch):
@@ -179,8 +195,8 @@ def test_trust_fails_if_the_gate_were_a_clip(monkeypatch):
 
 def test_the_quoted_variances_are_reproduced():
     """docs/theory.md section 9: tail index 1.2, importance sampling 40 and 67, gates 0.03, 0.06."""
-    arms = variance.RGPO_ARMS
-    moments, weights = variance._measure(1.2, 10**6, arms, 1)
+    arms = pareto.RGPO_ARMS
+    moments, weights = pareto.measure(1.2, 10**6, arms, 1)
     for size, quoted in ((10**3, 40), (10**5, 67)):
         first, second = moments[size]
         batches = second - first**2
@@ -191,7 +207,7 @@ def test_the_quoted_variances_are_reproduced():
 
 def test_pareto_ratios_have_mean_one_and_their_tail():
     source = torch.Generator().manual_seed(0)
-    ratio = torch.cat(list(variance.pareto_log_ratios(3.0, 10**6, source))).exp()
+    ratio = torch.cat(list(pareto.pareto_log_ratios(3.0, 10**6, source))).exp()
     assert float(ratio.mean()) == pytest.approx(1, abs=0.01)
     assert float((ratio > 2).double().mean()) == pytest.approx((2 / 3 / 2) ** 3, rel=0.02)
 
@@ -200,7 +216,7 @@ def test_the_interval_of_hills_estimate_is_exact():
     """1,000 samples of 200 ratios: a 99.9% interval of 10 excesses misses once or so."""
     missed = sum(
         not low <= 1.5 <= high
-        for _, low, high in (variance._hill(1.5, 200, seed) for seed in range(1000))
+        for _, low, high in (pareto.hill(1.5, 200, seed) for seed in range(1000))
     )
     assert missed <= 6
 
@@ -239,7 +255,7 @@ def test_objectives_are_chosen_by_what_they_are():
 
 
 def test_forces_at_half_a_nat():
-    forces = {name: trust.side_forces(form) for name, form in trust.forms().items()}
+    forces = {name: trust.side_forces(form) for name, form in drift.forms().items()}
     r = torch.tensor([0.5, -0.5], dtype=torch.float64).exp()
     assert forces["no clip"]["back"] == pytest.approx(float(r.mean()))
     assert forces["PPO's clip"] == {"out": 0.0, "back": pytest.approx(float(r.mean()))}
@@ -248,17 +264,17 @@ def test_forces_at_half_a_nat():
 
 def test_rejection_obeys_the_law_of_objectives():
     d = torch.linspace(-1, 1, 200, dtype=torch.float64, requires_grad=True)
-    o, a = trust.HardRejection(), torch.full_like(d, -0.7).detach()
+    o, a = drift.HardRejection(), torch.full_like(d, -0.7).detach()
     (slope,) = torch.autograd.grad(o.value(d, a).sum(), d)
     torch.testing.assert_close(slope, o.weight(d, a).detach())
 
 
 def test_the_path_of_trust_is_adam_on_the_surrogate():
     """One run alone equals the same run among others, and starts at KL 0."""
-    problem = trust.random_problem(2, 0)
-    alone = trust.Problem(**{name: x[:1] for name, x in vars(problem).items()})
-    form = trust.forms()["gate + KL penalty"]
-    both = trust.path(form, problem, 5)
-    torch.testing.assert_close(both[:, :1], trust.path(form, alone, 5))
+    problem = drift.random_problem(2, 0)
+    alone = drift.Problem(**{name: x[:1] for name, x in vars(problem).items()})
+    form = drift.forms()["gate + KL penalty"]
+    both = drift.path(form, problem, 5)
+    torch.testing.assert_close(both[:, :1], drift.path(form, alone, 5))
     assert both[0].abs().max() < 1e-14
     assert (both[-1] > 0).all()

@@ -1,8 +1,6 @@
 """Claim 4: a lower bound on the improvement of the policy, as published and repaired."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,17 +8,10 @@ from torch import Tensor
 from rgpo.core.certificate import improvement_bound
 from rgpo.core.objectives.rgpo import RGPO
 from rgpo.core.objectives.rgpo_raw import RawRGPO
-from rgpo.studies.tabular import Problems, random_problems, solve
-from rgpo.studies.verify.finding import Finding, Picture, Row, generator, normal, quantiles
+from rgpo.studies.tabular import Problems, solve
+from rgpo.studies.verify.finding import Finding, Picture, Row, quantiles
 from rgpo.studies.verify.improvement_figures import draw_bounds, draw_gaps, draw_share
-
-STATES, ACTIONS = range(2, 8), range(2, 6)
-
-LOWEST_STEP, HIGHEST_STEP = 1e-3, 5.0
-"""Of the change of the logits, drawn uniformly in the logarithm."""
-
-SHARPNESS = (2.0, 4.0, 10.0, 20.0)
-"""Gates whose bound is computed; figures and counts are those of the default, 10."""
+from rgpo.studies.verify.steps import ACTIONS, SHARPNESS, STATES, Steps, random_steps
 
 ROUNDING = 1e-10
 
@@ -43,26 +34,6 @@ READ_GAPS = (
 )
 
 
-@dataclass(frozen=True)
-class Steps:
-    """N steps of policies, each on its own decision problem, with what is true and promised."""
-
-    size: Tensor
-    """(N,): of the step in logits."""
-
-    along: Tensor
-    """(N,) bool: whether it went along the advantage; else it went anywhere."""
-
-    true: Tensor
-    """(N,): J(pi) - J(pi_old)."""
-
-    bound: Mapping[float, Tensor]
-    """(N,) for each sharpness: the repaired lower bound on `true`."""
-
-    published: Mapping[float, Tensor]
-    """The same without the change of the state distribution."""
-
-
 def check(*, quick: bool) -> Finding:
     """Solve random decision problems and hold the bounds against the true improvement."""
     steps = random_steps(2 if quick else 13, 10)
@@ -82,44 +53,6 @@ def check(*, quick: bool) -> Finding:
     rows = [_inequality_row(), _repaired_row(steps), _use_row(steps)]
     note = "" if example is None else f"Smallest problem that breaks the published bound: {example}"
     return Finding("improvement", statement, rows, pictures, note)
-
-
-def random_steps(gammas: int, count: int) -> Steps:
-    """Steps on `count` random problems of every shape for each of `gammas` discounts.
-
-    States, actions, gamma and step size as in docs/theory.md section 9; half of the steps go along
-    the advantage (the logits of pi are those of pi_old + size * A), half anywhere.
-    """
-    source, parts = generator(0), []
-    for states in STATES:
-        for actions in ACTIONS:
-            for _ in range(gammas):
-                gamma = 0.5 + 0.47 * float(torch.rand((), generator=source))
-                problems = random_problems(count, states, actions, gamma, source)
-                parts += [_step(problems, along=along, source=source) for along in (True, False)]
-    bounds = [part.bound for part in parts], [part.published for part in parts]
-    joined = [{k: torch.cat([b[k] for b in side]) for k in SHARPNESS} for side in bounds]
-    plain = [torch.cat([getattr(p, n) for p in parts]) for n in ("size", "along", "true")]
-    return Steps(*plain, *joined)
-
-
-def _step(problems: Problems, *, along: bool, source: torch.Generator) -> Steps:
-    shape = problems.reward.shape
-    logits = normal(*shape, source=source)
-    old = torch.softmax(logits, -1)
-    solution = solve(problems, old)
-    direction = solution.advantage if along else normal(*shape, source=source)
-    exponent = torch.rand(shape[0], dtype=torch.float64, generator=source)
-    size = LOWEST_STEP * (HIGHEST_STEP / LOWEST_STEP) ** exponent
-    new = torch.softmax(logits + size[:, None, None] * direction, -1)
-    true = solve(problems, new).performance - solution.performance
-    bound, published = {}, {}
-    for k in SHARPNESS:
-        found = improvement_bound(
-            RGPO(sharpness=k), old, new, solution.advantage, solution.visits, problems.gamma
-        )
-        bound[k], published[k] = found.bound, found.bound + found.shift
-    return Steps(size, torch.full(size.shape, along), true, bound, published)
 
 
 def smallest_counterexample() -> str | None:

@@ -1,8 +1,5 @@
 """The figures of claim 4."""
 
-from collections.abc import Mapping
-from typing import Protocol
-
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
@@ -11,6 +8,7 @@ from torch import Tensor
 from rgpo.core.objectives.rgpo import RGPO
 from rgpo.core.objectives.rgpo_raw import RawRGPO
 from rgpo.runs.figures import colors, styled
+from rgpo.studies.verify.steps import Steps
 
 LINEAR = 1e-5
 """Where the vertical axis turns from linear to logarithmic."""
@@ -19,16 +17,6 @@ DRAWN = 1500
 """Points per panel; the table counts all."""
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#64748B"
-
-
-class Steps(Protocol):
-    """See `rgpo.studies.verify.improvement.Steps`."""
-
-    size: Tensor
-    along: Tensor
-    true: Tensor
-    bound: Mapping[float, Tensor]
-    published: Mapping[float, Tensor]
 
 
 def draw_bounds(steps: Steps) -> go.Figure:

@@ -1,7 +1,6 @@
 """The figures of claim 6."""
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import plotly.graph_objects as go
 import torch
@@ -9,16 +8,10 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from rgpo.runs.figures import colors, styled
+from rgpo.studies.verify.drift import Form
 
 DASHES = {"PPO's clip": "dash", "two-sided rejection": "dot"}
 """Lines that run along others."""
-
-
-class Form(Protocol):
-    """See `rgpo.studies.verify.trust.Form`."""
-
-    def force(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """The weight of a sample with all that pulls on it."""
 
 
 def draw_forces(compared: Mapping[str, Form]) -> go.Figure:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal as TorchNormal
 
-from rgpo.control.distributions import Categorical, Normal
+from rgpo.control.distributions import Categorical, Distribution, Normal
 from rgpo.core.loss import policy_loss
 from rgpo.core.recipes import Recipe, get
 from rgpo.runs.figures import colors, styled
@@ -135,7 +135,7 @@ def _policy(
     """Log-prob of `action` by the library's own distributions; None samples one."""
     if kind == "Gaussian":
         bounds = (1.0,) * ACTIONS
-        head = Normal(bounds, bounds, (ACTIONS,), "float64")
+        head: Distribution = Normal(bounds, bounds, (ACTIONS,), "float64")
         parameters = torch.cat([output, log_std.expand_as(output)], -1)
         noise = normal(*output.shape, source=source)
     else:
