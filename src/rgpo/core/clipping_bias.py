@@ -66,11 +66,12 @@ def gradient_norm(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     return torch.sqrt(torch.stack(squares).sum())
 
 
-def clip_normalizer(norm: Tensor, floor: float = 1.0) -> Tensor:
+def clip_normalizer(norm: Tensor, floor: float = 0.1) -> Tensor:
     """1 / max(norm, floor), the factor on the loss.
 
     The published rule, 1 / norm, divides by zero while nothing is clipped. The floor is ours
-    (confidence: inferred); at 1 a step is never longer than PPO's.
+    (confidence: inferred). It has to lie below usual norms: with normalised advantages on
+    CartPole and Hopper their median was 0.02 to 0.5, so that a floor of 1 would leave PPO.
     """
     if not 0 < floor < float("inf"):
         raise ValueError(f"floor must be positive and finite, got {floor}")
