@@ -113,6 +113,7 @@ def test_policies_are_put_on_the_line_and_critics_are_left_alone():
         for policy in policies:
             for parameter in policy.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator(4)))
+        policies[0].actor[0].weight.fill_(float("nan"))
     new = policy_parameters(policies)
     critics = [{k: v.clone() for k, v in p.critic.state_dict().items()} for p in policies]
     place(policies, old, new, torch.tensor([0.0, 0.25, 1.0]))

@@ -149,9 +149,10 @@ def place(
 ) -> None:
     """Put every policy at `fraction` (R,) of the line from `old` to `new`, in place.
 
-    Exactly `old` at 0 and exactly `new` at 1.
+    Exactly `new` at 1 and exactly `old` at 0, even where `new` is not finite.
     """
     for policy, start, end, share in zip(policies, old, new, fraction.tolist(), strict=True):
         own = dict(policy.named_parameters())
         for name in start:
-            own[name].copy_(torch.lerp(start[name], end[name], share))
+            point = torch.lerp(start[name], end[name], share) if share else start[name]
+            own[name].copy_(point)
