@@ -1,11 +1,15 @@
 """`rgpo study NAME`: what a person types, sees before it starts, and while it runs."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.table import Table
 
+from rgpo.studies import differentiable as pathwise
 from rgpo.studies import staleness as stale
 from rgpo.studies import staleness_report
 from rgpo.studies.jobs import Result, Watch
@@ -43,6 +47,50 @@ def staleness(
     )
     _run(study.run, workers)
     return _tell(study)
+
+
+def differentiable(
+    tasks: tuple[str, ...] = tuple(pathwise.THRESHOLDS),
+    arms: tuple[str, ...] = tuple(pathwise.arms()),
+    seeds: int = 10,
+    steps: int = 100_000,
+    out: Path = Path("runs/differentiable"),
+    workers: int = 2,
+) -> int:
+    """What reuse, ratio weight and KL contribute through a simulator's gradient; resumable.
+
+    Args:
+        tasks: Differentiable tasks.
+        arms: Only these, such as "5 mask kl", shac, ppo.
+        seeds: Runs of each arm on each task.
+        steps: Environment steps of a run; PPO and RGPO get three times as many.
+        out: Directory of results.jsonl, tables.md and the runs.
+        workers: Processes.
+    """
+    study = pathwise.Differentiable(out, tasks, arms, seeds, steps)
+    todo = len(study.todo())
+    console.print(
+        f"{len(arms)} arms x {seeds} seeds on {', '.join(tasks)}: {todo} runs to go, about "
+        f"{_duration(study.seconds(workers))} in {workers} processes. Ctrl-C stops it, the same "
+        "command continues it."
+    )
+    if todo:
+        with StudyProgress(console, "differentiable") as bar:
+            study.run(bar, workers)
+    for task in tasks:
+        header, *lines = pathwise.table(study, task)
+        shown = Table(title=f"{task}, return {pathwise.THRESHOLDS[task]:g}", title_justify="left")
+        for name in header:
+            shown.add_column(name)
+        for line in lines:
+            shown.add_row(*line)
+        console.print(shown)
+    for sentence in pathwise.sentences(study):
+        console.print(sentence)
+    text = out / "tables.md"
+    text.write_text(pathwise.markdown(study, shlex.join(["rgpo", *sys.argv[1:]])))
+    console.print(f"tables: {text}   (`rgpo report {out / 'runs'}` draws the runs)")
+    return 0
 
 
 def _workload(name: str) -> Callable[..., stale.Study]:
@@ -91,5 +139,5 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
-STUDIES = {"staleness": staleness}
+STUDIES = {"staleness": staleness, "differentiable": differentiable}
 """Every study by the name it has on the command line."""

@@ -1,0 +1,316 @@
+"""What reuse, ratio weight and KL each contribute where the dynamics are differentiable.
+
+Arms: ReparamPPO with 1 epoch (SHAC) and with 2, 5 and 10, each with five weights on the ratio
+(the ratio alone, the published mask [0.2, 2], a PPO-like mask [0.8, 1.2], the RGPO gate, GIPO), the
+KL penalty on and off; and PPO and RGPO by the score function on the very same tasks. One setting
+for all; nothing is tuned per arm.
+
+Every run is an ordinary run directory (`rgpo report OUT/runs` draws them). A run has reached the
+stated return when the mean of its newest 32 training episodes has; training episodes are played
+with the policy's own noise.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rgpo.control import session as score_session
+from rgpo.control.config import TrainConfig
+from rgpo.differentiable import session as reparam_session
+from rgpo.differentiable.config import ReparamConfig
+from rgpo.errors import RgpoError
+from rgpo.runs.directory import Run
+from rgpo.runs.statistics import Improvement, probability_of_improvement, summarize
+from rgpo.runs.table import number
+from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jobs
+
+THRESHOLDS = {
+    "rgpo/Pendulum": -200.0,
+    "rgpo/Cartpole": 140.0,
+    "rgpo/Quadrotor": 170.0,
+    "rgpo/Reacher": -25.0,
+}
+"""Return that counts as reached, by task; all tasks of the study."""
+
+WEIGHTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ratio": ("importance", ()),
+    "mask": ("reparam-mask", ("clip_low=0.8", "clip_high=1.0")),
+    "narrow mask": ("reparam-mask", ("clip_low=0.2", "clip_high=0.2")),
+    "gate": ("rgpo-gate", ()),
+    "gipo": ("gipo", ()),
+}
+"""Recipe and hyper-parameters behind each weight."""
+
+EPOCHS = (2, 5, 10)
+KL = 0.05
+"""Coefficient of the KL penalty where it is on."""
+
+SCORE_FUNCTION = ("ppo", "rgpo")
+EPISODES = 32
+"""Training episodes whose mean return is compared with the threshold."""
+
+SECONDS_PER_100K = {"reparam": 15.0, "score": 25.0}
+"""Rough time on one core, before a run was measured."""
+
+
+def arms() -> list[str]:
+    """All arms by name: "shac", "5 mask kl", "5 mask", ..., "ppo", "rgpo"."""
+    grid = product(EPOCHS, WEIGHTS, (" kl", ""))
+    return ["shac", *(f"{m} {w}{kl}" for m, w, kl in grid), *SCORE_FUNCTION]
+
+
+def config_of(cell: Cell, steps: int) -> ReparamConfig | TrainConfig:
+    """The run behind a cell."""
+    common: dict[str, Any] = {
+        "env": cell.task,
+        "seed": cell.seed,
+        "learning_rate": cell.learning_rate,
+        "track": (),
+        "keep": 1,
+        "checkpoint_every": 10**6,
+    }
+    if cell.arm in SCORE_FUNCTION:
+        return TrainConfig(recipe=cell.arm, steps=3 * steps, **common)
+    if cell.arm == "shac":
+        return ReparamConfig(epochs=1, steps=steps, **common)
+    epochs, _, weight = cell.arm.partition(" ")
+    recipe, changes = WEIGHTS[weight.removesuffix(" kl")]
+    coefficient = KL if weight.endswith(" kl") else 0
+    changes = (*changes, f"kl_coefficient={coefficient}")
+    return ReparamConfig(epochs=int(epochs), recipe=recipe, set=changes, steps=steps, **common)
+
+
+def train(cells: Sequence[Cell], *, directory: Path, steps: int) -> list[Result]:
+    """Train cells one after the other, each in its run directory; what was measured."""
+    return [_train(cell, directory, steps) for cell in cells]
+
+
+def _train(cell: Cell, directory: Path, steps: int) -> Result:
+    config = config_of(cell, steps)
+    name = f"{cell.task.removeprefix('rgpo/')}-{cell.arm.replace(' ', '-')}-seed{cell.seed}"
+    path = directory / "runs" / name
+    shutil.rmtree(path, ignore_errors=True)  # of a study that was killed
+    sessions: Any = score_session if cell.arm in SCORE_FUNCTION else reparam_session
+    try:
+        sessions.start([config], [path])
+    except RgpoError:
+        if not (path / "status.json").exists():
+            raise
+    run = Run.open(path)
+    return vars(cell) | measured(run, THRESHOLDS.get(cell.task, np.inf))
+
+
+def measured(run: Run, threshold: float) -> Result:
+    """What the study keeps of a run; `steps` and `seconds_to` are None where it fell short."""
+    rows, status = run.metrics(), run.status
+    reached = reached_at(rows, threshold)
+    found = status.get("result") or {}
+    result: Result = {"status": status["status"], "final_return": found.get("eval_return")}
+    result |= {"steps": None, "seconds_to": None}
+    if reached is not None:
+        result["steps"] = rows[reached]["step"]
+        result["seconds_to"] = sum(row["seconds"] for row in rows[: reached + 1])
+    result["seconds"] = sum(row["seconds"] for row in rows)
+    for key in ("kl", "ess", "ratio_kept"):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        result[key] = float(np.mean(values)) if values else None
+    return result
+
+
+def reached_at(rows: Sequence[dict[str, Any]], threshold: float) -> int | None:
+    """Index of the first row at which the newest 32 training episodes have the return."""
+    newest: list[float] = []
+    for index, row in enumerate(rows):
+        if row.get("return") is not None:
+            newest = [*newest, *[row["return"]] * int(row["episodes"])][-EPISODES:]
+        if len(newest) == EPISODES and float(np.mean(newest)) >= threshold:
+            return index
+    return None
+
+
+@dataclass(frozen=True)
+class Differentiable:
+    """The study in one directory."""
+
+    directory: Path
+    """Holds results.jsonl, tables.md and runs/."""
+
+    tasks: tuple[str, ...] = tuple(THRESHOLDS)
+    arms: tuple[str, ...] = tuple(arms())
+    seeds: int = 10
+    steps: int = 100_000
+    """Of a run through the simulator's gradient; the score function gets three times as many."""
+
+    def __post_init__(self) -> None:
+        for what, chosen, known in (
+            ("task", self.tasks, tuple(THRESHOLDS)),
+            ("arm", self.arms, tuple(arms())),
+        ):
+            unknown = [name for name in chosen if name not in known]
+            if unknown:
+                raise RgpoError(f"{unknown[0]!r} is no {what} of this study: {', '.join(known)}")
+
+    def cells(self) -> list[Cell]:
+        """Every run, seed by seed, so that a study that was stopped is a fair one of fewer seeds.
+
+        The learning rate is the method's default.
+        """
+        rates = {True: TrainConfig().learning_rate, False: ReparamConfig().learning_rate}
+        grid = product(range(self.seeds), self.tasks, self.arms)
+        return [Cell(t, a, 0, s, rates[a in SCORE_FUNCTION]) for s, t, a in grid]
+
+    def todo(self) -> list[Cell]:
+        """What has no result yet."""
+        return missing(self.cells(), self.directory)
+
+    def seconds(self, workers: int) -> float:
+        """Wall-clock time of what is left, from runs that are done or a rough estimate."""
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for result in read_results(self.directory):
+            times[result["arm"] in SCORE_FUNCTION].append(result["seconds"])
+        rough = {True: 3 * SECONDS_PER_100K["score"], False: SECONDS_PER_100K["reparam"]}
+        each = {
+            kind: float(np.mean(times[kind])) if times[kind] else rough[kind] * self.steps / 1e5
+            for kind in times
+        }
+        return sum(each[cell.arm in SCORE_FUNCTION] for cell in self.todo()) / workers
+
+    def run(self, watch: Watch | None = None, workers: int = 2) -> None:
+        """Train what is missing."""
+        work = partial(train, directory=self.directory, steps=self.steps)
+        jobs = [[cell] for cell in self.todo()]
+        run_jobs(jobs, work, self.directory, workers=workers, watch=watch)
+
+    def results(self) -> list[Result]:
+        """Results that belong to this study."""
+        keys = {cell.key() for cell in self.cells()}
+        found = read_results(self.directory)
+        fields = Cell.__dataclass_fields__
+        return [r for r in found if tuple(r[name] for name in fields) in keys]
+
+    def budget(self, arm: str) -> int:
+        """Steps that a run of this arm may take."""
+        return self.steps * (3 if arm in SCORE_FUNCTION else 1)
+
+
+HEADER = (
+    "arm",
+    "reached",
+    "steps, median",
+    "95% interval",
+    "seconds to it",
+    "final return, IQM",
+    "95% interval",
+    "KL per update",
+    "kept",
+    "runs",
+)
+
+
+def table(study: Differentiable, task: str) -> list[list[str]]:
+    """One line per arm, header first; a run that fell short counts with its whole budget."""
+    lines = [list(HEADER)]
+    for arm in study.arms:
+        runs = [r for r in study.results() if r["task"] == task and r["arm"] == arm]
+        if runs:
+            lines.append(_line(study, arm, runs))
+    return lines
+
+
+def _line(study: Differentiable, arm: str, runs: list[Result]) -> list[str]:
+    budget = study.budget(arm)
+    steps = summarize({arm: [r["steps"] or budget for r in runs]})[arm]
+    finals = [r["final_return"] for r in runs if r["final_return"] is not None]
+    final = summarize({arm: finals})[arm] if finals else None
+    seconds = [r["seconds_to"] for r in runs if r["seconds_to"] is not None]
+    reached = sum(r["steps"] is not None for r in runs)
+
+    def mean(key: str) -> str:
+        found = [r[key] for r in runs if r[key] is not None]
+        return number(float(np.mean(found))) if found else "–"
+
+    return [
+        arm,
+        f"{reached} of {len(runs)}",
+        f"{'> ' if reached * 2 <= len(runs) else ''}{number(steps.median)}",
+        f"{number(steps.median_low)} to {number(steps.median_high)}",
+        number(float(np.median(seconds))) if seconds else "–",
+        number(final.iqm) if final else "–",
+        f"{number(final.iqm_low)} to {number(final.iqm_high)}" if final else "–",
+        mean("kl"),
+        mean("ratio_kept"),
+        str(len(runs)),
+    ]
+
+
+CONTRASTS: dict[str, tuple[str, str]] = {
+    "reuse: 5 epochs against 1 (mask, KL)": ("5 mask kl", "shac"),
+    "more reuse: 10 epochs against 5 (mask, KL)": ("10 mask kl", "5 mask kl"),
+    "KL on against off (10 epochs, ratio alone)": ("10 ratio kl", "10 ratio"),
+    "KL on against off (10 epochs, mask)": ("10 mask kl", "10 mask"),
+    "mask against ratio alone (10 epochs, no KL)": ("10 mask", "10 ratio"),
+    "mask against ratio alone (10 epochs, KL)": ("10 mask kl", "10 ratio kl"),
+    "narrow mask against mask (10 epochs, KL)": ("10 narrow mask kl", "10 mask kl"),
+    "RGPO gate against mask (10 epochs, KL)": ("10 gate kl", "10 mask kl"),
+    "GIPO against mask (10 epochs, KL)": ("10 gipo kl", "10 mask kl"),
+    "RGPO gate against mask (10 epochs, no KL)": ("10 gate", "10 mask"),
+    "simulator's gradient against PPO": ("5 mask kl", "ppo"),
+    "simulator's gradient against RGPO": ("5 mask kl", "rgpo"),
+}
+"""What each part contributes: pairs of arms that differ in it alone."""
+
+
+def contrasts(study: Differentiable) -> dict[str, Improvement]:
+    """P(a run of the first arm reaches the return in fewer steps), tasks averaged; ties half."""
+    found = {}
+    for name, pair in CONTRASTS.items():
+        matrices = [_steps(study, arm) for arm in pair]
+        if all(matrix is not None for matrix in matrices):
+            first, second = matrices
+            found[name] = probability_of_improvement(-first, -second)  # type: ignore[operator]
+    return found
+
+
+def _steps(study: Differentiable, arm: str) -> np.ndarray | None:
+    """Steps to the return, (runs, tasks), of the seeds that every task has; None without any."""
+    by_cell = {
+        (r["task"], r["seed"]): np.inf if r["steps"] is None else r["steps"]
+        for r in study.results()
+        if r["arm"] == arm
+    }
+    seeds = [s for s in range(study.seeds) if all((t, s) in by_cell for t in study.tasks)]
+    matrix = np.array([[by_cell[t, s] for t in study.tasks] for s in seeds], dtype=np.float64)
+    return np.minimum(matrix, 1e12) if seeds else None  # never: later than any budget
+
+
+def markdown(study: Differentiable, command: str) -> str:
+    """Tables and contrasts as a page."""
+    parts = [f"`{command}`\n"]
+    for task in study.tasks:
+        header, *lines = table(study, task)
+        rows = [header, ["---"] * len(header), *lines]
+        parts.append(f"### {task}, return {THRESHOLDS[task]:g}\n")
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
+    parts.append("### What each part contributes\n")
+    parts += [f"- {sentence}" for sentence in sentences(study)]
+    return "\n".join(parts) + "\n"
+
+
+def sentences(study: Differentiable) -> list[str]:
+    """One per contrast, with a verdict only where the interval leaves out one half."""
+    told = []
+    for name, found in contrasts(study).items():
+        verdict = "no difference seen"
+        if not found.single and (found.low > 0.5 or found.high < 0.5):
+            verdict = "faster" if found.low > 0.5 else "slower"
+        told.append(
+            f"{name}: sooner with probability {found.probability:.0%} "
+            f"({found.low:.0%} to {found.high:.0%}): {verdict}"
+        )
+    return told
