@@ -10,6 +10,17 @@ except ImportError as error:
     ) from None
 
 from rgpo.language.config import RecipeConfig
+from rgpo.language.reward_model import PreferenceConfig, RewardModel, train_reward_model
+from rgpo.language.rewards import ensemble, with_eos_penalty, with_length_penalty
 from rgpo.language.trainer import RecipeTrainer
 
-__all__ = ["RecipeConfig", "RecipeTrainer"]
+__all__ = [
+    "PreferenceConfig",
+    "RecipeConfig",
+    "RecipeTrainer",
+    "RewardModel",
+    "ensemble",
+    "train_reward_model",
+    "with_eos_penalty",
+    "with_length_penalty",
+]

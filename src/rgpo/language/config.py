@@ -14,6 +14,18 @@ Baseline = Literal["group", "leave-one-out", "remax", "critic"]
 Place = Literal["loss", "reward"]
 
 
+def fit_machine(args: Any) -> bool:
+    """Decide what was left to the machine; whether there is a GPU to use."""
+    gpu = torch.cuda.is_available() and not args.use_cpu
+    if args.bf16 is None:
+        args.bf16 = gpu and not args.fp16 and torch.cuda.is_bf16_supported()
+    if args.activation_checkpointing is None and args.gradient_checkpointing is None:
+        args.activation_checkpointing = gpu
+    if not gpu:
+        args.dataloader_pin_memory = False
+    return gpu
+
+
 @dataclass
 class RecipeConfig(GRPOConfig):
     """TRL's GRPOConfig, with the objective, the advantage, the lag and the critic by name.
@@ -82,15 +94,9 @@ class RecipeConfig(GRPOConfig):
     """None: where there is a GPU and vLLM is installed."""
 
     def __post_init__(self) -> None:
-        gpu = torch.cuda.is_available() and not self.use_cpu
-        if self.bf16 is None:
-            self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
-        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
-            self.activation_checkpointing = gpu
+        gpu = fit_machine(self)
         if self.use_vllm is None:
             self.use_vllm = gpu and importlib.util.find_spec("vllm") is not None
-        if not gpu:
-            self.dataloader_pin_memory = False
         super().__post_init__()
 
     @property

@@ -39,7 +39,10 @@ class Critic(nn.Module):
 
     @classmethod
     def from_reward_model(cls, model: PreTrainedModel | str) -> Self:
-        """A copy of a reward model (sequence classifier with one label) or of one on disk (19)."""
+        """A copy of a reward model (sequence classifier with one label) or of one on disk (19).
+
+        It starts at the reward's scale, less the offset of `rgpo.language.RewardModel`.
+        """
         if isinstance(model, str):
             model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
         head = getattr(model, "score", None)
@@ -48,8 +51,12 @@ class Critic(nn.Module):
                 f"{type(model).__name__} cannot become a critic: give a sequence classifier with "
                 "one label whose head is a linear layer named score"
             )
-        backbone = copy.deepcopy(model.base_model).float().requires_grad_()
-        return cls(backbone, copy.deepcopy(head).float().requires_grad_())
+        start = nn.Linear(head.in_features, 1)
+        with torch.no_grad():
+            start.weight.copy_(head.weight)
+            bias = 0.0 if head.bias is None else head.bias
+            start.bias.copy_(bias - torch.tensor(getattr(model.config, "reward_offset", 0.0)))
+        return cls(copy.deepcopy(model.base_model).float().requires_grad_(), start)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
         """Values (B, T) before each of the last T tokens of `input_ids` (B, P + T); float32."""

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, is_async_callable
 
 from rgpo.core.advantage import leave_one_out
 from rgpo.core.diagnostics import NO_SPREAD, explained_variance, has_spread
@@ -46,6 +46,7 @@ from rgpo.language.critic import (
     whiten,
 )
 from rgpo.language.lag import Batch, Lag
+from rgpo.language.rewards import checked
 
 logger = logging.get_logger(__name__)
 
@@ -92,6 +93,10 @@ class RecipeTrainer(GRPOTrainer):
         refuse.bad_reference(model, args, needs_reference)
         refuse.bad_tokenizer(kwargs.get("processing_class"))
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        self.reward_funcs = [
+            f if isinstance(f, torch.nn.Module) or is_async_callable(f) else checked(f)
+            for f in self.reward_funcs
+        ]
         refuse.bad_tokenizer(self.processing_class)
         refuse.bad_prompts(self)
         if needs_reference and args.beta == 0:
@@ -182,8 +187,19 @@ class RecipeTrainer(GRPOTrainer):
             batch["median_advantage"] = self._local(self._above_median(), len(inputs))
         return batch
 
-    def _calculate_rewards(self, *args: Any) -> Tensor:
-        per_function: Tensor = super()._calculate_rewards(*args)
+    def _calculate_rewards(
+        self, inputs: Any, prompts: list[Any], completions: list[Any], ids: list[list[int]]
+    ) -> Tensor:
+        per_function: Tensor = super()._calculate_rewards(inputs, prompts, completions, ids)
+        for i, reward in enumerate(
+            self.reward_funcs
+        ):  # functions are checked where they are called
+            scores = self._local(per_function[:, i], len(prompts))
+            if isinstance(reward, torch.nn.Module) and not scores.isfinite().all():
+                worst = completions[int((~scores.isfinite()).nonzero()[0])]
+                raise RgpoError(
+                    f"reward model {self.reward_func_names[i]!r} gave NaN for {worst!r}"
+                )
         weighted = (per_function * self.reward_weights.to(per_function.device)).nansum(1)
         self._rewards = torch.where(per_function.isnan().all(1), torch.nan, weighted)
         return per_function
