@@ -103,7 +103,7 @@ def test_asymre_is_reinforce_with_a_lower_baseline(a):
 def test_the_masks_of_rec_are_those_of_ppo_and_of_the_two_sided_mask(a):
     advantage = torch.full_like(D, a)
     same_weight(REC(mask="one-side", weighting="is"), PPO(), advantage)
-    two_sided = TwoSidedMask(low=0.8, high=1.2)
+    two_sided = TwoSidedMask(clip_low=0.2, clip_high=0.2)
     same_weight(REC(mask="two-side", weighting="is"), two_sided, advantage)
     ring, inside = REC(mask="ring", weighting="is"), (math.log(0.8) < D) & (math.log(1.2) > D)
     torch.testing.assert_close(
@@ -114,7 +114,7 @@ def test_the_masks_of_rec_are_those_of_ppo_and_of_the_two_sided_mask(a):
 @pytest.mark.parametrize("a", BOTH)
 def test_the_two_sided_mask_is_ppo_without_its_restoring_side(a):
     advantage = torch.full_like(D, a)
-    mask = TwoSidedMask(low=0.8, high=1.2).weight(D, advantage)
+    mask = TwoSidedMask(clip_low=0.2, clip_high=0.2).weight(D, advantage)
     ppo, outside = PPO().weight(D, advantage), (D - math.log(0.8)) * (D - math.log(1.2)) > 0
     torch.testing.assert_close(mask[~outside], ppo[~outside])
     assert (mask[outside] == 0).all()

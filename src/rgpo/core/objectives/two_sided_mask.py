@@ -1,46 +1,48 @@
-"""Two-sided mask: importance sampling inside an interval, nothing outside, whatever A's sign."""
+"""Two-sided mask: importance sampling inside a band, nothing outside, whatever the sign of A."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rgpo.core.objective import Objective, safe_ratio
+from rgpo.core.kl import KLPenalty
+from rgpo.core.objective import Objective, require_positive, safe_ratio
 from rgpo.core.recipes import Recipe, register
 
 
 @dataclass(frozen=True)
 class TwoSidedMask(Objective):
-    """J = clip(r, low, high) A without PPO's min, w = r A inside the interval, else 0.
+    """J = clip(r, 1 - clip_low, 1 + clip_high) A, w = r A inside the band, 0 outside.
 
-    IcePop's mask, applied to the ratio that is optimised and not, as IcePop does, to the mismatch
-    between trainer and inference engine (that is a correction of the data). Also the token mask of
-    arXiv 2607.07508. Unlike PPO it drops restoring samples too.
+    PPO without its min: restoring samples are dropped too. The token mask of arXiv 2607.07508;
+    IcePop applies it to the mismatch between trainer and inference engine, a correction of the
+    data (`ppo-mis`), and not as here to the ratio that is optimised. For pathwise gradients
+    (arXiv 2508.06214, Eq. 11) the sign of A must not matter: they move the action and do not push
+    its probability up or down. These papers mask the gradient; the value is the function that
+    this gradient belongs to.
     """
 
-    low: float = 0.5
-    """Smallest ratio that counts."""
+    clip_low: float = 0.5
+    """Distance of the lower edge from 1; 1 or more removes it."""
 
-    high: float = 2.0
-    """Largest ratio that counts, and largest weight."""
+    clip_high: float = 1.0
+    """Distance of the upper edge from 1."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < 1 < self.high < float("inf"):
-            raise ValueError(
-                f"need 0 <= low < 1 < high < inf, got low {self.low}, high {self.high}"
-            )
+        require_positive(clip_low=self.clip_low, clip_high=self.clip_high)
 
     def value(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:  # noqa: D102
-        return torch.clamp(safe_ratio(log_ratio), self.low, self.high) * advantage
+        ratio = safe_ratio(log_ratio)
+        return torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high) * advantage
 
     def weight(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:  # noqa: D102
         ratio = safe_ratio(log_ratio)
-        inside = (ratio >= self.low) & (ratio <= self.high)
-        return ratio * advantage * inside
+        inside = (ratio >= 1 - self.clip_low) & (ratio <= 1 + self.clip_high)
+        return torch.where(inside, ratio * advantage, 0)
 
     @property
     def sup_weight(self) -> float:  # noqa: D102
-        return self.high
+        return 1 + self.clip_high
 
 
 register(
@@ -48,7 +50,15 @@ register(
         "two-sided-mask",
         TwoSidedMask(),
         paper="2607.07508",
-        summary="importance sampling inside [low, high], no force outside on either side",
+        summary="importance sampling inside [0.5, 2], no force outside on either side",
         confidence="mask: third-party summaries; bounds: TRL's example for IcePop",
-    )
+    ),
+    Recipe(
+        "reparam-mask",
+        TwoSidedMask(clip_low=0.8),
+        paper="2508.06214",
+        summary="two-sided hard mask whatever the sign of A, with a KL penalty: for ReparamPPO",
+        kl=KLPenalty(0.05),
+        confidence="formula and band: two re-implementations and a review; KL: ours (paper 0.2)",
+    ),
 )
