@@ -23,6 +23,9 @@ SETTINGS = {
     "unknown level 'word'": {"level": "word"},
     "unknown reduction 'mean'": {"reduction": "mean"},
     "unknown advantage 'gae'": {"advantage": "gae"},
+    "'m2po' looks at all tokens": {"recipe": "m2po", "gradient_accumulation_steps": 2},
+    "'st-ppo' looks at all tokens": {"recipe": "st-ppo", "gradient_accumulation_steps": 2},
+    "acts where the advantage is 0": {"recipe": "asymre", "top_entropy_quantile": 0.5},
     "lag must be 0 or more": {"lag": -1},
     "set beta": {"kl_in": "reward", "advantage": "critic"},
     "use advantage='critic'": {"kl_in": "reward", "beta": 0.1},
@@ -100,6 +103,9 @@ def test_prompts_that_leave_no_room(tmp_path):
     with pytest.raises(RgpoError, match=r"prompt 1 has 57 tokens .* window is 64"):
         build(tmp_path, dataset=prompts)
     build(tmp_path, dataset=Dataset.from_dict({"prompt": ["x" * 56] * 8}))
+    endless = tiny.prompts().to_iterable_dataset()
+    with pytest.raises(RgpoError, match="IterableDataset"):
+        build(tmp_path, dataset=endless, options={"lag": 1})
     with pytest.raises(RgpoError, match="needs a column prompt, it has text"):
         build(tmp_path, dataset=Dataset.from_dict({"text": ["a"]}))
     with pytest.raises(RgpoError, match="no prompt"):

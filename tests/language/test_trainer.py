@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rgpo.core import recipes
 from rgpo.language import RecipeConfig, RecipeTrainer
+from rgpo.language.advantages import above_median
 from rgpo.language.trainer import _tokens
 
 COMMON = {
@@ -271,6 +272,34 @@ def test_adaptive_penalty_of_a_recipe_adapts(tmp_path):
     assert found[0] != 1
 
 
+def test_steps_normalised_by_the_clipping_bias(tmp_path):
+    """S-PPO's loss is over the norm of what the clip took, here by automatic differentiation."""
+    args = RecipeConfig(str(tmp_path), use_cpu=True, recipe="s-ppo", **COMMON)
+    trainer = RecipeTrainer(
+        tiny.policy(), tiny.vowels, args, tiny.prompts(), processing_class=tiny.tokenizer()
+    )
+    batch = batch_with_spread(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    log_prob = trainer._forward(trainer.model, batch)[0]
+    mask, advantage = batch["completion_mask"].bool(), batch["advantages"].unsqueeze(1)
+    ratio = (log_prob - batch["old_per_token_logps"]).exp()
+    clipped = ((advantage > 0) & (ratio > 1.2)) | ((advantage < 0) & (ratio < 0.8))
+    counts = mask.sum(1)
+    bias = (((ratio * advantage) * (clipped & mask)).sum(1) / counts).mean()
+    gradient = torch.autograd.grad(bias, list(trainer.model.parameters()))
+    norm = torch.cat([g.flatten() for g in gradient]).norm().item()
+    plain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    expected = -((plain * mask).sum(1) / counts).mean() / norm
+    assert norm > 0.1
+    found = trainer._compute_loss(trainer.model, batch)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
+
+
+def test_medians_of_groups():
+    rewards = torch.tensor([1.0, 2.0, 6.0, torch.nan, 0.0, 0.0, 0.0, 4.0])
+    assert above_median(rewards, 4).tolist() == pytest.approx([-1, 0, 4, 0, 0, 0, 0, 4])
+
+
 def test_leave_one_out_and_unscored_completions(tmp_path):
     rewards = iter([[1.0, 2.0, 6.0, None, 0.0, 0.0, 0.0, 4.0]])
     args = RecipeConfig(str(tmp_path), use_cpu=True, advantage="leave-one-out", **COMMON)
@@ -291,9 +320,10 @@ def test_leave_one_out_and_unscored_completions(tmp_path):
 def test_remax_subtracts_the_reward_of_the_greedy_completion(tmp_path):
     seen = []
 
-    def lengths(completions, log_metric, **_):
+    def lengths(completions, log_metric, log_extra, **_):
         seen.append(completions)
         log_metric("calls", 1.0)
+        log_extra("length", [len(text) for text in completions])
         return [float(sum(map(ord, text))) for text in completions]
 
     args = RecipeConfig(str(tmp_path), use_cpu=True, advantage="remax", **COMMON)
@@ -312,4 +342,5 @@ def test_remax_subtracts_the_reward_of_the_greedy_completion(tmp_path):
         expected = [value[text] - value[greedy[i // 4]] for i, text in enumerate(texts)]
         assert batch["advantages"].tolist() == pytest.approx(expected)
     assert trainer._metrics["train"]["calls"] == [1.0, 1.0]
+    assert list(trainer._logs["extra"]["length"]) == [len(text) for text in again]
     assert trainer.generation_config.do_sample

@@ -59,7 +59,7 @@ def unfit_recipe(recipe: Recipe, args: RecipeConfig) -> None:
     missing = [needed for needed in objective.needs if needed not in FED]
     lacks = [
         (missing, f"needs {', '.join(missing)}"),
-        (recipe.step != "gradient", f"takes {recipe.step} steps"),
+        (recipe.step == "natural-gradient", "takes natural-gradient steps"),
         (recipe.anchor_decay, "needs an average of past policies"),
         (recipe.data == "expert", "learns from an expert's samples"),
         (objective.scope == "group", "compares the completions of a prompt with each other"),
@@ -76,11 +76,14 @@ def unfit_recipe(recipe: Recipe, args: RecipeConfig) -> None:
     if "median_advantage" in objective.needs and args.advantage == "critic":
         raise RgpoError(f"recipe {name!r} needs the median of a group: use advantage='group'")
     whole = args.gradient_accumulation_steps == 1 and args.world_size == 1
-    if objective.scope == "batch" and not whole:
+    together = objective.scope == "batch" or recipe.step == "clip-normalized"
+    if together and not whole:
         raise RgpoError(
-            f"recipe {name!r} weighs all tokens of an optimiser step together: "
+            f"recipe {name!r} looks at all tokens of an optimiser step together: "
             "set gradient_accumulation_steps=1 and use one process"
         )
+    if recipe.step == "clip-normalized" and args.reduction == "sequence-sum":
+        raise RgpoError(f"recipe {name!r} takes a mean: choose another reduction")
     scaled = args.top_entropy_quantile < 1 or args.off_policy_mask_threshold is not None
     if not objective.homogeneous and (scaled or args.use_vllm):
         raise RgpoError(
@@ -163,7 +166,11 @@ def bad_tokenizer(tokenizer: Any) -> None:
 def bad_prompts(trainer: "RecipeTrainer") -> None:
     """RgpoError for prompts that have no template or leave no room for the completion."""
     dataset, tokenizer = trainer.train_dataset, trainer.processing_class
-    if not hasattr(dataset, "__len__") or trainer.rollout_func is not None:
+    if not hasattr(dataset, "__len__"):
+        if trainer.args.lag:
+            raise RgpoError("a lag draws prompts by number: give a Dataset, not an IterableDataset")
+        return
+    if trainer.rollout_func is not None or trainer.environment_factories is not None:
         return
     if len(dataset) == 0:
         raise RgpoError("the training set has no prompt")
@@ -177,7 +184,7 @@ def bad_prompts(trainer: "RecipeTrainer") -> None:
             "tokenizer.chat_template or give prompts as text"
         )
     window = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
-    if window is None or "images" in dataset.column_names or "image" in dataset.column_names:
+    if window is None or trainer._is_vlm:  # noqa: SLF001
         return
     room = window - trainer.args.max_completion_length
     for start in range(0, len(dataset), 1000):

@@ -11,6 +11,7 @@ An update is all optimiser steps on one generated batch: `steps_per_generation` 
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from trl.data_utils import is_conversational
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, is_async_callable
 
-from rgpo.core.advantage import leave_one_out
+from rgpo.core.clipping_bias import clip_normalizer, clipped_loss, gradient_norm
 from rgpo.core.diagnostics import NO_SPREAD, explained_variance, has_spread
 from rgpo.core.kl import forward_kl_gradient, k3, reverse_kl_gradient
 from rgpo.core.loss import PolicyLoss, policy_loss
@@ -36,6 +37,7 @@ from rgpo.core.ratio import log_ratio
 from rgpo.core.reduce import reduce
 from rgpo.errors import RgpoError
 from rgpo.language import refuse
+from rgpo.language.advantages import above_baseline, above_median, left_one_out
 from rgpo.language.config import RecipeConfig
 from rgpo.language.critic import (
     Critic,
@@ -154,7 +156,8 @@ class RecipeTrainer(GRPOTrainer):
         first = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if first and self.critic is not None:
-            rate = self.args.critic_learning_rate or self.args.learning_rate
+            rate = self.args.critic_learning_rate
+            rate = self.args.learning_rate if rate is None else rate
             group = {"params": list(self.critic.parameters()), "lr": rate, "weight_decay": 0.0}
             optimizer.add_param_group(group)
         return optimizer
@@ -175,52 +178,41 @@ class RecipeTrainer(GRPOTrainer):
         batch: Batch = super()._generate_and_score_completions(inputs)
         if "old_per_token_logps" not in batch and (self.lag.updates or self.critic is not None):
             batch["old_per_token_logps"] = self._log_prob_now(batch)
+        rewards, size, rows = self._rewards, self._group_size, len(inputs)
         if self.args.advantage == "leave-one-out":
-            batch["advantages"] = self._local(self._left_one_out(), len(inputs))
+            batch["advantages"] = self._local(left_one_out(rewards, size), rows)
         elif self.args.advantage == "remax":
             baseline = self._greedy_rewards(inputs)
-            advantage = torch.nan_to_num(self._rewards - baseline, nan=0.0)
-            batch["advantages"] = self._local(advantage, len(inputs))
+            batch["advantages"] = self._local(above_baseline(rewards, baseline), rows)
         elif self.critic is not None:
-            self._add_values(batch, self._local(self._rewards, len(inputs)))
+            self._add_values(batch, self._local(rewards, rows))
         if "median_advantage" in self.recipe.objective.needs:
-            batch["median_advantage"] = self._local(self._above_median(), len(inputs))
+            batch["median_advantage"] = self._local(above_median(rewards, size), rows)
         return batch
 
     def _calculate_rewards(
         self, inputs: Any, prompts: list[Any], completions: list[Any], ids: list[list[int]]
     ) -> Tensor:
         per_function: Tensor = super()._calculate_rewards(inputs, prompts, completions, ids)
-        for i, reward in enumerate(
-            self.reward_funcs
-        ):  # functions are checked where they are called
-            scores = self._local(per_function[:, i], len(prompts))
-            if isinstance(reward, torch.nn.Module) and not scores.isfinite().all():
-                worst = completions[int((~scores.isfinite()).nonzero()[0])]
-                raise RgpoError(
-                    f"reward model {self.reward_func_names[i]!r} gave NaN for {worst!r}"
-                )
+        self._stop_at_nan(self._local(per_function, len(prompts)), completions)
         weighted = (per_function * self.reward_weights.to(per_function.device)).nansum(1)
         self._rewards = torch.where(per_function.isnan().all(1), torch.nan, weighted)
         return per_function
 
-    def _above_median(self) -> Tensor:
-        """Rewards of all processes minus the median of their group."""
-        groups = self._rewards.view(-1, self._group_size)
-        above = groups - groups.nanquantile(0.5, dim=1, keepdim=True)
-        return torch.nan_to_num(above, nan=0.0).flatten()
+    def _stop_at_nan(self, per_function: Tensor, completions: list[Any]) -> None:
+        """RgpoError with the completion that a reward model has no number for.
+
+        Reward functions are checked where they are called; their NaN stands for None.
+        """
+        for i, reward in enumerate(self.reward_funcs):
+            bad = (~per_function[:, i].isfinite()).nonzero()
+            if isinstance(reward, torch.nn.Module) and len(bad):
+                told = f"{self.reward_func_names[i]!r} gave NaN for {completions[int(bad[0])]!r}"
+                raise RgpoError(f"reward model {told}")
 
     @property
     def _group_size(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
-
-    def _left_one_out(self) -> Tensor:
-        """Advantages of all processes; completions that nobody scored count for nothing."""
-        group = torch.arange(len(self._rewards), device=self._rewards.device) // self._group_size
-        scored = ~self._rewards.isnan()
-        advantage = torch.zeros_like(self._rewards)
-        advantage[scored] = leave_one_out(self._rewards[scored], group[scored])
-        return advantage
 
     def _greedy_rewards(self, inputs: list[dict[str, Any]]) -> Tensor:
         """Reward of the greedy completion of every row's prompt (ReMax, arXiv 2310.10505)."""
@@ -239,10 +231,12 @@ class RecipeTrainer(GRPOTrainer):
         texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         if is_conversational(inputs[0]):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
-        sampled, logged = self._rewards, self._pending_metrics
-        self._pending_metrics = copy.deepcopy(logged)  # what rewards log is about the samples
+        # what rewards log is about the samples: not about these completions
+        kept = self._rewards, self._pending_metrics, self._pending_extra_logs
+        self._pending_metrics, self._pending_extra_logs = defaultdict(list), defaultdict(list)
         self._calculate_rewards(inputs, prompts, texts, completion_ids)
-        greedy, self._rewards, self._pending_metrics = self._rewards, sampled, logged
+        greedy = self._rewards
+        self._rewards, self._pending_metrics, self._pending_extra_logs = kept
         self.record("reward_greedy", greedy.nanmean().item())
         return greedy.repeat_interleave(each)
 
@@ -325,17 +319,22 @@ class RecipeTrainer(GRPOTrainer):
         behavior = inputs.get("old_per_token_logps")
         behavior = log_prob.detach() if behavior is None else behavior
         reducing, steps = self._reducing(inputs, mask)
+        advantage = self._advantage(inputs, log_prob, behavior, entropy)
         result = policy_loss(
             self.recipe,
             log_prob,
             behavior,
-            self._advantage(inputs, log_prob, behavior, entropy),
+            advantage,
             mask,
             segment_ids=_turns(inputs) if self.recipe.level == "turn" else None,
             **_further(inputs),
             **reducing,
         )
         loss = result.loss
+        if self.recipe.step == "clip-normalized" and self.model.training:
+            bias = clipped_loss(self.recipe, result, advantage, mask, **reducing)
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            loss = loss * clip_normalizer(gradient_norm(bias, parameters))
         penalty = self._penalty(inputs, log_prob, behavior, mask, result)
         if penalty is not None:
             loss = loss + reduce(penalty, mask, **reducing)
