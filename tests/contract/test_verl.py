@@ -5,8 +5,9 @@ import sys
 from functools import partial
 
 import pytest
+import ray
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
 
 verl = pytest.importorskip("verl")
 
@@ -90,6 +91,21 @@ def assert_equal(found, expected, *, value=True):
 def test_an_installed_package_is_enough():
     """Nothing in this process has called `register` but verl, by the entry point."""
     assert {adapter.loss_mode(name) for name in recipes.names()} <= FOUND
+
+
+def test_it_is_enough_in_ray_workers():
+    @ray.remote
+    def modes():
+        import verl  # noqa: F401
+        from verl.trainer.ppo import core_algos
+
+        return set(core_algos.POLICY_LOSS_REGISTRY)
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        assert {adapter.loss_mode(name) for name in recipes.names()} <= ray.get(modes.remote())
+    finally:
+        ray.shutdown()
 
 
 def test_verls_own_losses_keep_their_names():
@@ -192,6 +208,48 @@ def test_gspo_differs_beyond_log_ratio_10_where_verl_clamps():
     assert expected[1].abs().max() == 0
 
 
+@pytest.mark.parametrize("divergence", ["tv", "kl"])
+@pytest.mark.parametrize("spread", [0.3, 1.5, 15.0])
+def test_dppo_has_verls_gradient_at_verls_cap(divergence, spread):
+    """verl's code falls back to a cap of 20, but ActorConfig sets clip_ratio_c = 3 for everyone."""
+    data = batch(10, spread)
+    expected = run(f"dppo_{divergence}", data)
+    options = {"delta_low": 0.2, "delta_high": 0.2}
+    found = run(f"rgpo:dppo-{divergence}", data, recipe_options=options | {"cap": 3.0})
+    assert_equal(found, expected, value=False)
+    wide = run(f"dppo_{divergence}", data, clip_ratio_c=20.0)
+    assert_equal(run(f"rgpo:dppo-{divergence}", data, recipe_options=options), wide, value=False)
+
+
+def test_dppo_caps_that_differ():
+    data = batch(10, 1.5)
+    expected = run("dppo_tv", data)
+    options = {"delta_low": 0.2, "delta_high": 0.2}
+    found = run("rgpo:dppo-tv", data, recipe_options=options)  # our default cap is 20
+    assert (found[1].abs() > 1.5 * expected[1].abs() + 1e-6).any()
+
+
+def test_dro_has_verls_gradient():
+    data = batch(11)
+    config = PolicyLossConfig(loss_mode="dro", dro_beta=0.1)
+    actor = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 4}
+    log_prob = data["log_prob"].clone().requires_grad_()
+    loss, _ = core_algos.get_policy_loss_fn("dro")(
+        **data | {"log_prob": log_prob}, config=ActorConfig(**actor, policy_loss=config)
+    )
+    (expected,) = torch.autograd.grad(loss, log_prob)
+    found = run("rgpo:dro", data, recipe_options={"beta": 0.1})[1]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=3e-7)
+
+
+def test_gmpo_is_verls_geo_mean():
+    """On full responses; verl reduces by the mean over sequences whatever it is told."""
+    data = batch(12, 0.5, per_sequence=True)
+    data["response_mask"][:] = True
+    expected = run("geo_mean", data, clip_ratio_low=0.4, clip_ratio_high=0.4)
+    assert_equal(run("rgpo:gmpo", data, "seq-mean-token-mean"), expected)
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_micro_batches_add_up_to_the_global_batch(aggregation):
     """Two micro-batches with verl's global counts; its own loss and ours, whole and in parts."""
@@ -281,23 +339,21 @@ def test_where_verls_own_losses_do_not_stay_finite():
 
 
 def test_recipe_options_through_verls_configuration():
-    """As `omega_conf_to_dataclass` builds it in a worker from the command line's overrides."""
-    target = "rgpo.adapters.verl.GatedPolicyLossConfig"
-    built = omega_conf_to_dataclass(
-        OmegaConf.create(
-            {
-                "_target_": "verl.workers.config.ActorConfig",
-                "strategy": "fsdp",
-                "rollout_n": 1,
-                "ppo_micro_batch_size_per_gpu": 4,
-                "policy_loss": {
-                    "_target_": target,
-                    "loss_mode": "rgpo",
-                    "recipe_options": {"sharpness": 2.0, "kl_coefficient": 0.0},
-                },
-            }
+    """The overrides of docs/adapters/verl.md on verl's own configuration, built as in a worker."""
+    loss = "actor_rollout_ref.actor.policy_loss"
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        composed = compose(
+            "ppo_trainer",
+            overrides=[
+                f"{loss}.loss_mode=rgpo",
+                f"{loss}._target_=rgpo.adapters.verl.GatedPolicyLossConfig",
+                f"+{loss}.recipe_options.sharpness=2",
+                f"+{loss}.recipe_options.kl_coefficient=0",
+                "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+                "actor_rollout_ref.rollout.n=4",
+            ],
         )
-    )
+    built = omega_conf_to_dataclass(composed.actor_rollout_ref.actor)
     data = batch(9)
     log_prob = data["log_prob"].clone().requires_grad_()
     function = core_algos.get_policy_loss_fn("rgpo")
