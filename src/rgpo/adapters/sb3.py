@@ -12,11 +12,12 @@ from rgpo.adapters.common import (
     adapted,
     carrying,
     chosen,
+    diagnostics,
     minibatch_loss,
+    needs_kl,
     replaced,
     require_version,
 )
-from rgpo.core.loss import policy_loss
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
 
@@ -66,20 +67,16 @@ class GatedPPO(PPO):
 
         def evaluate_actions(observations: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             values, log_prob, entropy = evaluate(observations, actions)
-            with torch.no_grad():
-                old = behavior.get_distribution(observations)
             sample, new = present[0], self.policy.action_dist
-            advantage = sample.advantages
+            advantage, kl = sample.advantages, {}
             if self.normalize_advantage and len(advantage) > 1:
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            if needs_kl(self.recipe):
+                with torch.no_grad():
+                    old = behavior.get_distribution(observations)
+                kl = {"kl": _kl(old, new), "reverse_kl": _kl(new, old)}
             loss = minibatch_loss(
-                self.recipe,
-                log_prob - sample.old_log_prob,
-                advantage,
-                progress,
-                log_prob=log_prob,
-                kl=_kl(old, new),
-                reverse_kl=_kl(new, old),
+                self.recipe, log_prob, sample.old_log_prob, advantage, progress, **kl
             )
             # without a closed form SB3 estimates the entropy by the log-probs of this call
             return values, carrying(log_prob, loss), -log_prob if entropy is None else entropy
@@ -109,10 +106,7 @@ class GatedPPO(PPO):
             parts.append((log_prob, sample.old_log_prob, sample.advantages, kl))
         log_prob, old, advantage, kl = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        found = policy_loss(self.recipe, log_prob, old, advantage, kl=kl).diagnostics
-        coefficient = self.recipe.kl.coefficient if self.recipe.kl else 0.0
-        numbers = {**found, "kl": kl.mean(), "kl_coefficient": coefficient}
-        return {name: float(number) for name, number in numbers.items()}
+        return diagnostics(self.recipe, log_prob, old, advantage, kl)
 
 
 def _kl(p: Distribution, q: Distribution) -> Tensor:
