@@ -45,6 +45,8 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/logprob.py
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/language.py
+	$(BIN)/python benchmarks/differentiable.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("rgpo needs Python >= 3.11: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
