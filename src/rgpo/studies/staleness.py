@@ -27,10 +27,10 @@ from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jo
 AGES = {"control": (0, 1, 2, 4, 8, 16), "language": (0, 8, 32)}
 """Updates between the policy that acts and the one that learns."""
 
-RATES = {"control": (1e-4, 3e-4, 1e-3), "language": (5e-5, 1e-4, 2e-4)}
+RATES = (1e-4, 3e-4, 1e-3)
 """Learning rates that every recipe is tuned over."""
 
-TUNING_SEEDS = (100, 101)
+TUNING_SEEDS = {"control": (100, 101), "language": (100,)}
 """Seeds on which learning rates are chosen; never reported."""
 
 FIRST_SEEDS = (0, 1, 2)
@@ -105,7 +105,7 @@ class Study:
 
     def tuning(self) -> list[Cell]:
         """Cells of the first phase."""
-        grid = product(self.pairs(), self.tuning_ages, TUNING_SEEDS, self.rates)
+        grid = product(self.pairs(), self.tuning_ages, TUNING_SEEDS[self.workload], self.rates)
         return [Cell(task, arm, age, seed, rate) for (task, arm), age, seed, rate in grid]
 
     def reported(self, arms: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -120,7 +120,7 @@ class Study:
     def chosen_rates(self) -> dict[tuple[str, str, int], float]:
         """The learning rate with the best mean over the tuning seeds, by task, arm, tuning age."""
         found: dict[tuple[str, str, int], dict[float, list[float]]] = {}
-        for result in self.results(TUNING_SEEDS):
+        for result in self.results(TUNING_SEEDS[self.workload]):
             key = result["task"], result["arm"], result["staleness"]
             scores = found.setdefault(key, {}).setdefault(result["learning_rate"], [])
             scores.append(score(result))
@@ -223,4 +223,4 @@ def make(
     if arms and len(able) < len(arms):
         arm = next(a for a in arms if a not in able)
         raise RgpoError(refused[tasks[0], arm])
-    return Study(workload, directory, trains, tasks, able, AGES[workload], RATES[workload], refused)
+    return Study(workload, directory, trains, tasks, able, AGES[workload], RATES, refused)
