@@ -45,3 +45,11 @@ GLOSSARY: dict[str, str] = {
     "seconds_actor": "Seconds of the policy's epochs.",
     "seconds_critic": "Seconds of the critics' targets and epochs.",
 }
+
+
+def markdown() -> str:
+    """The table of docs/differentiable.md: what control's glossary does not have or says else."""
+    own = {name: text for name, text in GLOSSARY.items() if CONTROL.get(name) != text}
+    lines = ["| metric | definition |", "|---|---|"]
+    lines += [f"| `{name}` | {text.replace('|', chr(92) + '|')} |" for name, text in own.items()]
+    return "\n".join(lines) + "\n"

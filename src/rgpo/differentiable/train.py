@@ -18,6 +18,7 @@ their KL are not taken over.
 import os
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,7 @@ class ReparamTrainer:
         self.running_length = torch.zeros(config.num_envs, dtype=torch.int64, device=self.device)
         self.whole = self.environments.elapsed == 0  # not cut short by the staggered start
         self.failed: dict[int, str] = {}
+        self.told_nonfinite = False
         self._refuse_early()
 
     # ---- construction ---------------------------------------------------------------------
@@ -146,42 +148,37 @@ class ReparamTrainer:
 
     def step(self) -> list[Row]:
         """Unroll, differentiate, learn, measure: one row of metrics."""
-        clock = [time.perf_counter()]
+        start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
         self._set_learning_rate()
-        window = self._unroll()
-        clock.append(self._now())
-        gradient = None if self.learns_q else action_gradients(window)
-        clock.append(self._now())
-        alive = self._alive(window, gradient)
+        window = self._timed("rollout", self._unroll)
         if self.learns_q:  # the critics first: their gradient is the policy's
-            value_metrics = self._update_critics(window, alive)
-            clock.append(self._now())
-            gradient = self._q_gradients(window)
+            alive = self._alive(window, None)
+            advantage, explained = self._timed("critic", self._update_critics, window, alive)
+            gradient = self._timed("backward", self._q_gradients, window)
+        else:
+            gradient = self._timed("backward", action_gradients, window)
+            alive = self._alive(window, gradient)
         batch = self._batch(window, gradient, alive)
-        metrics = self._update_actor(batch)
-        clock.append(self._now())
+        metrics = self._timed("actor", self._update_actor, batch)
         if not self.learns_q:
-            value_metrics = self._update_critics(window, alive)
-            clock.append(self._now())
-        metrics |= value_metrics | self._measure(batch)
-        metrics |= self._compare_variances(window, gradient, value_metrics["advantage"], alive)
-        del metrics["advantage"]
+            advantage, explained = self._timed("critic", self._update_critics, window, alive)
+        metrics |= self._measure(batch) | {"explained_variance": explained}
+        metrics |= self._compare_variances(window, gradient, advantage, alive)
         self.updates_done += 1
         self._adapt(metrics)
         self._see(window, alive)
-        seconds = np.diff(clock)
-        if self.learns_q:
-            seconds[2], seconds[3] = seconds[3], seconds[2]
-        names = ("rollout", "backward", "actor", "critic")
-        timing = {f"seconds_{n}": float(s) for n, s in zip(names, seconds, strict=True)}
-        timing["seconds"] = time.perf_counter() - clock[0]
-        numbers = {name: float(value) for name, value in metrics.items()}
-        return [self._progress(window) | numbers | timing]
+        row = self._progress(window) | {name: float(value) for name, value in metrics.items()}
+        return [row | self.seconds | {"seconds": time.perf_counter() - start}]
 
-    def _now(self) -> float:
+    def _timed(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work` gives; its seconds are noted."""
+        start = time.perf_counter()
+        result = work(*arguments)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        self.seconds[f"seconds_{name}"] = time.perf_counter() - start
+        return result
 
     def _set_learning_rate(self) -> None:
         share = self.updates_done / self.config.updates
@@ -231,26 +228,22 @@ class ReparamTrainer:
                     f"every environment's gradient or state was not finite, first in {where}: "
                     "shorten --window, lower --learning-rate or bound the dynamics"
                 )
-            if not self.failed_once:
+            if not self.told_nonfinite:
                 warnings.warn(
                     f"a gradient or state was not finite in {where}; such environments are left "
                     "out of the update and start anew (metric nonfinite_environments)",
                     stacklevel=2,
                 )
-            self.failed_once = True
+            self.told_nonfinite = True
             self.environments.restart(~alive)
             self.running_return[~alive], self.running_length[~alive] = 0, 0
             self.whole = self.whole | ~alive
         return alive
 
-    failed_once = False
-
-    def _batch(self, window: Window, gradient: Tensor | None, alive: Tensor) -> Batch:
+    def _batch(self, window: Window, gradient: Tensor, alive: Tensor) -> Batch:
         def flat(tensor: Tensor) -> Tensor:
             return tensor[:, alive].flatten(0, 1)
 
-        if gradient is None:
-            raise ValueError("a window without gradients cannot train a policy")
         action = flat(torch.stack(window.action).detach())
         mean, log_std = flat(window.mean), flat(window.log_std)
         log_prob = normal_log_prob(mean, log_std, action)
@@ -306,8 +299,11 @@ class ReparamTrainer:
 
     # ---- critics --------------------------------------------------------------------------
 
-    def _update_critics(self, window: Window, alive: Tensor) -> dict[str, Any]:
-        """Regression on TD(lambda) targets, then the targets follow."""
+    def _update_critics(self, window: Window, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """Regression on TD(lambda) targets, then the targets follow.
+
+        Returns the advantages (H, E) and the explained variance, both of the targets before.
+        """
         inputs, returns, value = self._critic_targets(window)
         advantage, before = returns - value, value[:, alive].flatten()
         inputs, returns = inputs[:, alive].flatten(0, 1), returns[:, alive].flatten()
@@ -321,10 +317,7 @@ class ReparamTrainer:
             pairs = zip(self.targets.parameters(), self.critics.parameters(), strict=True)
             for target, online in pairs:
                 target.lerp_(online, share)
-        return {
-            "explained_variance": explained_variance(before, returns),
-            "advantage": advantage,
-        }
+        return advantage, explained_variance(before, returns)
 
     @torch.no_grad()
     def _critic_targets(self, window: Window) -> tuple[Tensor, Tensor, Tensor]:
@@ -397,11 +390,9 @@ class ReparamTrainer:
 
     @torch.no_grad()
     def _compare_variances(
-        self, window: Window, gradient: Tensor | None, advantage: Tensor, alive: Tensor
+        self, window: Window, gradient: Tensor, advantage: Tensor, alive: Tensor
     ) -> dict[str, Any]:
         """Variance over samples of the two estimators of the same d J / d mean(s_t)."""
-        if gradient is None:
-            raise ValueError("a window without gradients has no variance")
         score = (torch.stack(window.action).detach() - window.mean) * torch.exp(-2 * window.log_std)
         score = score * (window.discount * advantage)[..., None]
 

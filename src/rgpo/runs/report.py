@@ -70,7 +70,7 @@ _READ_CERTIFICATE = (
 )
 _READ_PATHWISE = (
     "G is the derivative of the return by a cached action. Kept: samples whose weight is not 0 at "
-    "the end of the update. Variance: of the two unbiased estimates of the same derivative by the "
+    "the end of the update. Variance: of two estimates of the same derivative by the "
     "mean action, over the samples of a window; the score function's is what PPO would have "
     "learnt from. Logarithmic axes for |G| and the variances."
 )
