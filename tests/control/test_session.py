@@ -16,6 +16,7 @@ import toy_environments
 
 from rgpo.control import session
 from rgpo.control.config import TrainConfig
+from rgpo.control.train import Trainer
 from rgpo.errors import RgpoError
 from rgpo.runs import checkpoint
 from rgpo.runs.directory import Run
@@ -254,29 +255,88 @@ def faulty(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("raise", "Environment 0 of the batch raised ZeroDivisionError: the wheel came off"),
-        ("reward", "Environment 0 of the batch gave a NaN or infinite reward"),
-        ("observation", "Environment 0 of the batch gave a NaN or infinite observation"),
+        ("raise", "environment 0 of the run raised ZeroDivisionError: the wheel came off"),
+        ("reward", "environment 0 of the run gave a NaN or infinite reward"),
+        ("observation", "environment 0 of the run gave a NaN or infinite observation"),
     ],
 )
 def test_a_faulty_environment_fails_the_run(tmp_path, faulty, kind, sentence):
     env, path = faulty(kind), tmp_path / "run"
     config = tiny(env=env, rollout_steps=8, minibatch_size=16, checkpoint_every=1, steps=64)
-    with pytest.raises(RgpoError, match=sentence) as raised:
-        session.start([config], [path])
-    message = str(raised.value)
-    assert "step 32" in message  # two updates of 16 steps; the third rollout broke
-    assert "last checkpoint is that of update 2" in message
+    (status,) = session.start([config], [path])
+    assert status.startswith(f"failed: {sentence}")
+    assert "step 32" in status  # two updates of 16 steps; the third rollout broke
+    assert "last checkpoint is that of update 2" in status
     run = Run.open(path)
     assert run.status["status"] == "failed"
-    assert run.status["message"] == message
+    assert status == f"failed: {run.status['message']}"
     assert final_checkpoint(path).update == 2
     assert len(rows_of(path)) == 2
 
 
 def test_a_fault_before_the_first_checkpoint(tmp_path, faulty):
-    with pytest.raises(RgpoError, match=r"after step 0\); no checkpoint was saved yet"):
-        session.start([tiny(env=faulty("reward"))], [tmp_path / "run"])
+    (status,) = session.start([tiny(env=faulty("reward"))], [tmp_path / "run"])
+    assert status.endswith("(after step 0); no checkpoint was saved yet")
+
+
+@pytest.mark.parametrize("kind", ["raise", "observation"])
+def test_one_environment_crashes_and_the_other_runs_do_not_notice(tmp_path, monkeypatch, kind):
+    """Bit for bit, their checkpoints included, against a batch in which nothing crashed."""
+    name = "toy/Fragile-v0"
+    spec = gym.envs.registration.EnvSpec(
+        name, entry_point=toy_environments.Fragile, kwargs={"fault": 50, "kind": kind}
+    )
+    monkeypatch.setitem(gym.registry, name, spec)
+    configs = [
+        tiny(env=name, seed=seed, recipe=recipe, checkpoint_every=1)
+        for seed, recipe in enumerate(["rgpo", "ppo", "gipo"])
+    ]
+    victim = Trainer(configs).environments.seeds[3]  # the second environment of the second run
+    paths = {}
+    for told, victims in (("whole", ()), ("crashed", (victim,))):
+        monkeypatch.setattr(toy_environments.Fragile, "victims", victims)
+        paths[told] = [tmp_path / told / str(i) for i in range(3)]
+        statuses = session.start(configs, paths[told])
+        assert [statuses[0], statuses[2]] == ["finished"] * 2
+    assert statuses[1].startswith("failed: environment 1 of the run ")
+    assert "(after step 64); its last checkpoint is that of update 1" in statuses[1]
+    for i in (0, 2):
+        assert_same_run(paths["whole"][i], paths["crashed"][i])
+    assert rows_of(paths["crashed"][1]) == rows_of(paths["whole"][1])[:1]
+
+
+def test_envpool_fails_as_a_whole(tmp_path, monkeypatch):
+    envpool = pytest.importorskip("rgpo.control.envpool")
+    pytest.importorskip("envpool")
+    make, calls = envpool.EnvPoolEnvironments.reset, []
+
+    def stopping(self):
+        observation = make(self)
+        pool = self._pool
+
+        class Stopping:
+            close = pool.close
+
+            @staticmethod
+            def step(action):
+                calls.append(action)
+                if len(calls) == 40:
+                    raise RuntimeError("out of shared memory")
+                return pool.step(action)
+
+        self._pool = Stopping
+        return observation
+
+    monkeypatch.setattr(envpool.EnvPoolEnvironments, "reset", stopping)
+    configs = [tiny(backend="envpool", seed=seed, checkpoint_every=1) for seed in range(2)]
+    paths = [tmp_path / "first", tmp_path / "second"]
+    with pytest.raises(RgpoError, match="EnvPool stopped with RuntimeError: out of shared memory"):
+        session.start(configs, paths)
+    for path in paths:
+        status = Run.open(path).status
+        assert status["status"] == "failed"
+        assert "every run of the batch" in status["message"]
+        assert "last checkpoint is that of update 1" in status["message"]
 
 
 def test_a_diverged_run_is_failed_and_its_neighbour_finishes(tmp_path):

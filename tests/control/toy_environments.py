@@ -37,6 +37,27 @@ class Counter(gym.Env):
         return np.full((20, 31, 3), 10 * self.count, np.uint8)
 
 
+class Fragile(Counter):
+    """Goes wrong at its step number `fault`, all episodes together, if its seed is a victim's."""
+
+    victims: tuple[int, ...] = ()
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.break_at, self.fault = self.fault, 0
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.seeded, self.total = seed, 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.total += 1
+        broken = self.total == self.break_at and self.seeded in self.victims
+        self.fault = self.count + 1 if broken else 0
+        return super().step(action)
+
+
 class Opaque(Counter):
     """Holds something of which nobody can know whether it changes."""
 

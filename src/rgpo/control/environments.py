@@ -4,7 +4,7 @@ Autoreset is NEXT_STEP everywhere (Gymnasium 1.x): the step that ends an episode
 observation, the next call ignores the action, resets, and is no transition (`Step.valid` False).
 
 What happens in environment i depends only on `seeds[i]` and its actions, not on its neighbours nor
-on its place in the batch, so that several runs can share one batch.
+on its place in the batch, so that several runs can share one batch; nor does a failure spread.
 """
 
 import difflib
@@ -31,25 +31,22 @@ _ATARI_INSTALL = 'Atari needs ale-py and OpenCV: `pip install "rgpo[atari]"`.'
 
 
 class EnvironmentFailed(RgpoError):  # noqa: N818
-    """An environment raised; `index` says which, `__cause__` holds what it raised."""
+    """An environment raised: environment `index` `what`; `__cause__` holds what it raised."""
 
-    def __init__(self, index: int, error: Exception) -> None:
-        super().__init__(
-            f"Environment {index} of the batch raised {type(error).__name__}: {error}; "
-            "repair the environment, then resume the run from its last checkpoint."
-        )
-        self.index = index
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(f"Environment {index} of the batch {what}")
+        self.index, self.what = index, what
 
 
-class NonFiniteEnvironment(RgpoError):  # noqa: N818
-    """An environment gave NaN or infinity; `index` says which, `part` observation or reward."""
+class NonFiniteEnvironment(EnvironmentFailed):
+    """An environment gave NaN or infinity; `part` is observation or reward."""
 
     def __init__(self, index: int, part: Literal["observation", "reward"]) -> None:
         super().__init__(
-            f"Environment {index} of the batch gave a NaN or infinite {part}: "
-            "repair the environment, or bound its actions and observations by a wrapper."
+            index,
+            f"gave a NaN or infinite {part}: "
+            "repair the environment, or bound its actions and observations by a wrapper.",
         )
-        self.index = index
         self.part = part
 
 
@@ -66,7 +63,7 @@ class Step:
     truncated: np.ndarray
     """bool (E,): a limit ended the episode, the final observation still has a value."""
     valid: np.ndarray
-    """bool (E,): False where this call only reset (reward 0, action ignored)."""
+    """bool (E,): False where this call only reset (reward 0, action ignored), or has failed."""
 
 
 class Environments(ABC):
@@ -86,17 +83,27 @@ class Environments(ABC):
         self.observation_shapes = self._encoder.shapes
         """Shape of one encoded observation under each key."""
         self._pending = np.zeros(self.num_envs, bool)  # ended: the next call resets
+        self.failures: dict[int, EnvironmentFailed] = {}
+        """Environments that failed since the last `reset`, and how."""
 
     @abstractmethod
     def reset(self) -> Observation:
         """Start all environments anew from their seeds; called before the first `step`."""
 
     @abstractmethod
-    def step(self, action: np.ndarray) -> Step:
-        """Apply `action` (E, ...), elements of `action_space`.
+    def step_all(self, action: np.ndarray) -> Step:
+        """Apply `action` (E, ...), elements of `action_space`, whatever single environments do.
 
-        Raises ValueError for another number of actions, NonFiniteEnvironment, EnvironmentFailed.
+        One that raises or gives a number that is not finite joins `failures`; it is not stepped
+        again and gives zeros and no transition. Raises ValueError for another number of actions.
         """
+
+    def step(self, action: np.ndarray) -> Step:
+        """The same for whoever needs all of them: raises the first of the `failures`."""
+        step = self.step_all(action)
+        for failure in self.failures.values():
+            raise failure
+        return step
 
     @abstractmethod
     def close(self) -> None:
@@ -134,18 +141,22 @@ class Environments(ABC):
         terminated: np.ndarray,
         truncated: np.ndarray,
     ) -> Step:
-        """Check the numbers, and note which environments reset next."""
-        if not np.isfinite(reward).all():
-            raise NonFiniteEnvironment(_first_bad(reward), "reward")
-        self._check_observation(observation)
+        """Check the numbers, set aside what failed, and note which environments reset next."""
+        for index in np.flatnonzero(~np.isfinite(reward)):
+            self.failures.setdefault(int(index), NonFiniteEnvironment(int(index), "reward"))
+        for index in _not_finite(observation):
+            self.failures.setdefault(index, NonFiniteEnvironment(index, "observation"))
         valid = ~self._pending
+        if self.failures:
+            broken = list(self.failures)
+            for array in (*observation.values(), reward, terminated, truncated, valid):
+                array[broken] = 0
         self._pending = terminated | truncated
         return Step(observation, reward, terminated, truncated, valid)
 
     def _check_observation(self, observation: Observation) -> None:
-        vector = observation.get("vector")
-        if vector is not None and not np.isfinite(vector).all():
-            raise NonFiniteEnvironment(_first_bad(vector), "observation")
+        for index in _not_finite(observation):
+            raise NonFiniteEnvironment(index, "observation")
 
     def _check_count(self, action: np.ndarray) -> None:
         if len(action) != self.num_envs:
@@ -176,22 +187,24 @@ class GymnasiumEnvironments(Environments):
             for index, (env, seed) in enumerate(zip(self.envs, self.seeds, strict=True)):
                 self._encoder.write(env.reset(seed=int(seed))[0], observation, index)
         except Exception as error:
-            raise EnvironmentFailed(index, error) from error
+            raise _failure(index, error) from error
         self._pending[:] = False
+        self.failures = {}
         self._check_observation(observation)
         return observation
 
-    def step(self, action: np.ndarray) -> Step:
-        """See `Environments.step`."""
+    def step_all(self, action: np.ndarray) -> Step:
+        """See `Environments.step_all`."""
         self._check_count(action)
         observation = self._encoder.empty(self.num_envs)
         reward = np.zeros(self.num_envs, np.float32)
         terminated = np.zeros(self.num_envs, bool)
         truncated = np.zeros(self.num_envs, bool)
         write = self._encoder.write
-        index = 0
-        try:
-            for index, env in enumerate(self.envs):
+        for index, env in enumerate(self.envs):
+            if index in self.failures:
+                continue
+            try:
                 if self._pending[index]:
                     single = env.reset()[0]
                 else:
@@ -199,8 +212,8 @@ class GymnasiumEnvironments(Environments):
                         action[index]
                     )
                 write(single, observation, index)
-        except Exception as error:
-            raise EnvironmentFailed(index, error) from error
+            except Exception as error:  # noqa: BLE001 (anything may come out of an environment)
+                self.failures[index] = _failure(index, error)
         return self._step(observation, reward, terminated, truncated)
 
     def render(self) -> np.ndarray:
@@ -239,6 +252,7 @@ class GymnasiumEnvironments(Environments):
             )
         for env, one in zip(self.envs, state["environments"], strict=True):
             snapshot.restore(env, one)
+        self.failures = {}
         self._pending = np.array(state["pending"], bool)
 
     def close(self) -> None:
@@ -247,9 +261,16 @@ class GymnasiumEnvironments(Environments):
             env.close()
 
     def _capture(self) -> list[Any]:
-        if [snapshot.model_digest(env) for env in self.envs] != self._models:
-            raise snapshot.Uncapturable("changes its MuJoCo model")
-        return [snapshot.capture(env) for env in self.envs]
+        """None for an environment that failed: nobody continues it."""
+        captured: list[Any] = []
+        for index, (env, model) in enumerate(zip(self.envs, self._models, strict=True)):
+            if index in self.failures:
+                captured.append(None)
+                continue
+            if snapshot.model_digest(env) != model:
+                raise snapshot.Uncapturable("changes its MuJoCo model")
+            captured.append(snapshot.capture(env))
+        return captured
 
 
 def make_environments(
@@ -370,6 +391,19 @@ def _divert_mujoco_warnings() -> None:
     mujoco.set_mju_user_warning(tell)
 
 
-def _first_bad(array: np.ndarray) -> int:
-    """Index of the first environment with a value that is not finite."""
-    return int(np.argmax(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
+def _not_finite(observation: Observation) -> list[int]:
+    """The environments whose vector has a number that is not finite."""
+    vector = observation.get("vector")
+    if vector is None or np.isfinite(vector).all():
+        return []
+    return [int(index) for index in np.flatnonzero(~np.isfinite(vector).all(axis=1))]
+
+
+def _failure(index: int, error: Exception) -> EnvironmentFailed:
+    failure = EnvironmentFailed(
+        index,
+        f"raised {type(error).__name__}: {error}; "
+        "repair the environment, then resume the run from its last checkpoint.",
+    )
+    failure.__cause__ = error
+    return failure

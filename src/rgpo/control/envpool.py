@@ -27,7 +27,8 @@ class EnvPoolEnvironments(Environments):
     """EnvPool's C++ environments in sync mode, which gives them back in the order of `seeds`.
 
     EnvPool does not tell the state of its environments, so a resumed run starts new episodes.
-    An episode that terminates exactly at its time limit counts as truncated.
+    An episode that terminates exactly at its time limit counts as truncated. An environment that
+    gives NaN fails alone; where EnvPool itself stops, all its environments do.
     """
 
     backend = "envpool"
@@ -55,14 +56,22 @@ class EnvPoolEnvironments(Environments):
             self._pool = self._make()  # EnvPool takes seeds only when it is made
             observation = self._encode(self._pool.reset()[0])
         self._pending[:] = False
+        self.failures = {}
         self._check_observation(observation)
         return observation
 
-    def step(self, action: np.ndarray) -> Step:
-        """See `Environments.step`."""
+    def step_all(self, action: np.ndarray) -> Step:
+        """See `Environments.step_all`; RgpoError if EnvPool stops."""
         self._check_count(action)
-        batch, reward, terminated, truncated, _ = self._pool.step(action)
-        return self._step(self._encode(batch), reward.astype(np.float32), terminated, truncated)
+        try:
+            batch, reward, terminated, truncated, _ = self._pool.step(action)
+        except Exception as error:
+            raise RgpoError(
+                f"EnvPool stopped with {type(error).__name__}: {error}, and with it every run of "
+                "the batch: start again with backend gymnasium, where only the faulty run fails."
+            ) from error
+        reward = reward.astype(np.float32)
+        return self._step(self._encode(batch), reward, terminated.copy(), truncated.copy())
 
     def close(self) -> None:
         """See `Environments.close`."""

@@ -212,7 +212,7 @@ class Trainer:
             action = self.learner.act(seen, noise[:, t])
             stepping = time.perf_counter()
             flat = action.reshape(-1, action.shape[-1])
-            step = self.environments.step(self.distribution.to_env(flat))
+            step = self.environments.step_all(self.distribution.to_env(flat))
             stepped = time.perf_counter()
             for key, array in seen.items():
                 rollout.observation[key][:, t] = array
@@ -229,6 +229,10 @@ class Trainer:
         for key, array in last.items():
             rollout.observation[key][:, self.time] = array
         rollout.episodes = self._finished_episodes(rollout)
+        for index, failure in self.environments.failures.items():
+            run, place = divmod(index, self.envs)
+            told = f"environment {place} of the run {failure.what.rstrip('.')}"
+            self.failed.setdefault(run, f"{told} (after step {self.steps_done})")
         return rollout
 
     def _empty_rollout(self) -> Rollout:
