@@ -5,7 +5,7 @@ from test_trainer import COMMON, train
 
 from rgpo.errors import RgpoError
 from rgpo.language import RecipeConfig, RecipeTrainer
-from rgpo.language.critic import Critic, token_advantages, token_rewards, value_loss, whiten
+from rgpo.language.critic import Critic, token_advantages, token_rewards, value_loss
 
 BASELINE = {"recipe": "ppo", "advantage": "critic", "critic_learning_rate": 3e-3}
 
@@ -49,14 +49,6 @@ def test_advantages_are_gae_by_hand():
             assert returns[row, t].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert (advantage[~mask] == 0).all()
     assert (returns[~mask] == 0).all()
-
-
-def test_whitening_leaves_padding_out():
-    mask, (advantage, *_) = ragged()
-    white = whiten(advantage + 3, mask)
-    assert white[mask].mean().item() == pytest.approx(0, abs=1e-6)
-    assert white[mask].std().item() == pytest.approx(1, rel=1e-5)
-    assert (white[~mask] == 0).all()
 
 
 def test_value_loss_is_the_larger_of_clipped_and_unclipped():
@@ -120,6 +112,27 @@ def test_ppo_rlhf_trains_policy_and_critic(tmp_path):
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert len(trainer.optimizer.param_groups) == 3
     assert trainer.optimizer.param_groups[2]["lr"] == 3e-3
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_advantages_are_whitened_over_the_generated_batch(whitened, tmp_path):
+    options = COMMON | BASELINE | {"whiten_advantages": whitened}
+    trainer = RecipeTrainer(
+        tiny.policy(),
+        tiny.vowels,
+        RecipeConfig(str(tmp_path), use_cpu=True, **options),
+        tiny.prompts(),
+        processing_class=tiny.tokenizer(),
+        critic=tiny.reward_model(),
+    )
+    trainer.model.train()
+    batch = trainer._batch([trainer.train_dataset[i] for i in (0, 0, 0, 0, 1, 1, 1, 1)])
+    mask, plain = batch["completion_mask"].bool(), batch["returns"] - batch["old_values"]
+    expected = plain[mask]
+    if whitened:
+        expected = (expected - expected.mean()) / expected.std()
+    torch.testing.assert_close(batch["advantages"][mask], expected, rtol=1e-4, atol=1e-5)
+    assert (batch["advantages"][~mask] == 0).all()
 
 
 def test_gradients_of_the_critic_are_its_own(tmp_path):

@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from rgpo.core.advantage import gae, normalize
+from rgpo.core.advantage import gae
 from rgpo.errors import RgpoError
 
 
@@ -121,11 +121,6 @@ def token_advantages(
     cut = torch.zeros_like(over).T
     advantage, returns = gae(rewards.T, values.T, after.T, over.T, cut, gamma, lam)
     return torch.where(mask, advantage.T, 0), torch.where(mask, returns.T, 0)
-
-
-def whiten(advantage: Tensor, mask: Tensor) -> Tensor:
-    """Zero mean, unit variance over unmasked tokens, after the returns were formed (16, 17)."""
-    return normalize(advantage, mask)
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:

@@ -28,6 +28,7 @@ from trl.data_utils import is_conversational
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, is_async_callable
 
+from rgpo.core.advantage import normalize
 from rgpo.core.clipping_bias import clip_normalizer, clipped_loss, gradient_norm
 from rgpo.core.diagnostics import NO_SPREAD, explained_variance, has_spread
 from rgpo.core.kl import forward_kl_gradient, k3, reverse_kl_gradient
@@ -45,7 +46,6 @@ from rgpo.language.critic import (
     token_advantages,
     token_rewards,
     value_loss,
-    whiten,
 )
 from rgpo.language.lag import Batch, Lag
 from rgpo.language.rewards import checked
@@ -254,12 +254,21 @@ class RecipeTrainer(GRPOTrainer):
             self.args.beta,
         )
         advantage, returns = token_advantages(rewards, values, mask, self.args.gamma, self.args.lam)
-        batch["advantages"] = whiten(advantage, mask) if self.args.whiten_advantages else advantage
+        if self.args.whiten_advantages:
+            advantage = self._whitened(advantage, mask)
+        batch["advantages"] = advantage
         batch |= {"old_values": values, "returns": returns}
         explained = explained_variance(values.flatten(), returns.flatten(), mask.flatten())
         self.record("critic/explained_variance", explained.item())
         self.record("critic/value_mean", values[mask].mean().item())
         self.record("critic/return_mean", returns[mask].mean().item())
+
+    def _whitened(self, advantage: Tensor, mask: Tensor) -> Tensor:
+        """Zero mean and unit variance over the tokens of all processes (details 16 and 17)."""
+        pair = torch.stack([advantage, mask.to(advantage.dtype)], dim=-1)
+        pair = self.accelerator.gather(self.accelerator.pad_across_processes(pair, dim=1))
+        white = normalize(pair[..., 0], pair[..., 1].bool())
+        return self._local(white, len(mask))[:, : mask.shape[1]]
 
     def _local(self, of_all_processes: Tensor, rows: int) -> Tensor:
         start = self.accelerator.process_index * rows
