@@ -221,13 +221,13 @@ def test_the_end_of_a_rollout_bootstraps():
 
 def test_episodes_across_rollouts_are_those_of_a_plain_loop():
     trainer = Trainer([tiny(rollout_steps=16), tiny(rollout_steps=16, seed=5)])
-    actions, step = [], trainer.environments.step
+    actions, step = [], trainer.environments.step_all
 
     def recording(action):
         actions.append(np.array(action))
         return step(action)
 
-    trainer.environments.step = recording
+    trainer.environments.step_all = recording
     rollouts = [trainer._collect() for _ in range(6)]
     found = [sorted(e for rollout in rollouts for e in rollout.episodes[r]) for r in range(2)]
     expected = [[], []]
