@@ -157,8 +157,10 @@ GOLDEN = [
     # r A - 0.04 (r - 1)^2, r (A - 0.08 (r - 1))
     ("r2vpo", 2.0, 1.0, None, 1.96, 1.84),
     ("r2vpo", 2.0, -1.0, None, -2.04, -2.16),
-    ("r2vpo-dual-variant", 0.5, 1.0, None, 0.49, 0.52),
-    ("r2vpo-dual-variant", 0.5, -1.0, None, -0.51, -0.48),
+    ("r2vpo", 0.5, 1.0, None, 0.49, 0.52),
+    # at the start of the dual ascent: r A - (r - 1)^2, r (A - 2 (r - 1))
+    ("r2vpo-dual-variant", 0.5, 1.0, None, 0.25, 1.0),
+    ("r2vpo-dual-variant", 0.5, -1.0, None, -0.75, 0.0),
     # p = 0.6, q = p / r: 0.4 is 0.2 away, 0.5 is 0.1; p = 0.1, q = 0.4; p = 0.9, q = 0.03
     ("dppo-tv", 1.5, 1.0, {"log_prob": math.log(0.6)}, 0.0, 0.0),
     ("dppo-tv", 1.2, 1.0, {"log_prob": math.log(0.6)}, 1.2 * math.log(1.2), 1.2),

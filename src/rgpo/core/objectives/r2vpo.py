@@ -1,5 +1,6 @@
 """R2VPO: a penalty on the variance of the ratio, with a fixed or an adaptive multiplier."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -46,9 +47,13 @@ class DualR2VPO(R2VPO):
     """R2VPO with lambda <- max(0, lambda + rate (E[(r - 1)^2] - delta)) after every update.
 
     Gradient ascent on the dual of the constraint. The papers adapt lambda; how, and the constants,
-    were not seen: inferred. The measured variance counts at most 1, so that one wild ratio does
-    not set lambda for good; where it is not a number, lambda stays.
+    were not seen: inferred. The measured variance counts at most 2 delta, so that lambda rises no
+    faster than it can fall and one wild ratio does not set it for good; where it is not a number,
+    lambda stays.
     """
+
+    multiplier: float = 1.0
+    """lambda at the start."""
 
     delta: float = 0.02
     """Variance of the ratio per update that is aimed at; for small steps twice the KL."""
@@ -62,9 +67,11 @@ class DualR2VPO(R2VPO):
 
     def adapt(self, diagnostics: Mapping[str, float]) -> Self:
         """One dual step on the diagnostic `chi2`."""
-        violation = min(diagnostics["chi2"], 1.0) - self.delta
-        multiplier = max(0.0, self.multiplier + self.rate * violation)
-        return replace(self, multiplier=multiplier) if violation == violation else self
+        chi2 = diagnostics["chi2"]
+        if math.isnan(chi2):
+            return self
+        step = self.rate * (min(chi2, 2 * self.delta) - self.delta)
+        return replace(self, multiplier=max(0.0, self.multiplier + step))
 
 
 register(
