@@ -447,7 +447,7 @@ def of_tokens(table, tokens):
 
 
 def train(mode, updates=15, seed=0, **options):
-    """Rewards of a policy of independent tokens, trained by verl's `ppo_loss` in two epochs each."""
+    """Rewards of a policy of independent tokens, trained by verl's `ppo_loss`, two epochs each."""
     torch.manual_seed(seed)
     logits = torch.zeros(max(RESPONSES), 6, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.1)
