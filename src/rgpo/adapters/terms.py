@@ -9,7 +9,6 @@ from torch import Tensor
 from rgpo.adapters.common import chosen
 from rgpo.core.kl import forward_kl_gradient, reverse_kl_gradient
 from rgpo.core.loss import policy_loss
-from rgpo.core.objective import Objective
 from rgpo.core.ratio import log_ratio
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
@@ -22,14 +21,15 @@ def token_recipe(
     recipe: str, options: Mapping[str, Any] | None, host: str, *, whole_batch: bool = False
 ) -> Recipe:
     """The recipe for a language trainer that calls a function and keeps no state for it."""
-    found = chosen(recipe, options, host=host, gives=GIVES, whole_batch=whole_batch, sequences=True)
-    annealed = found.kl is not None and found.kl.annealed
-    if annealed or type(found.objective).adapt is not Objective.adapt:
-        raise RgpoError(
-            f"recipe {recipe!r} cannot run in {host}: it changes from update to update, which "
-            "`rgpo train` and TorchRL's loss modules can follow"
-        )
-    return found
+    return chosen(
+        recipe,
+        options,
+        host=host,
+        gives=GIVES,
+        whole_batch=whole_batch,
+        sequences=True,
+        adapts=False,
+    )
 
 
 def element_terms(
