@@ -88,6 +88,24 @@ def test_objectives_lists_every_recipe(rgpo):
         assert recipe.paper.split(",")[0] in out
 
 
+def test_the_list_of_objectives_reads_on_a_narrow_terminal(rgpo, monkeypatch):
+    monkeypatch.setattr(cli, "console", cli.Console(width=80))
+    lines = rgpo("objectives")[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 8 * len(recipes.names())
+    for recipe in recipes.recipes():
+        (row,) = [line for line in lines if f" {recipe.name} " in line[:28]]
+        assert recipe.summary[:20] in row
+
+
+def test_objectives_says_where_the_formula_of_a_chosen_recipe_is_from(rgpo):
+    _, out, _ = rgpo("objectives", "--names", "ppo-mis", "bapo")
+    words = " ".join(out.replace("│", " ").split())
+    for name in ("ppo-mis", "bapo"):
+        assert f"source: {recipes.get(name).confidence}" in words
+    assert "needs the whole batch" in words
+
+
 def test_objectives_plot_writes_the_file(rgpo, tmp_path):
     path = tmp_path / "curves.html"
     status, out, err = rgpo("objectives", "plot", "--names", "rgpo", "ppo", "--out", path)

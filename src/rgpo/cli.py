@@ -6,12 +6,14 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rgpo.control import session
@@ -24,6 +26,7 @@ from rgpo.runs.directory import Run
 from rgpo.runs.report import write_objectives, write_report
 from rgpo.runs.table import final_table, print_table
 from rgpo.studies import compare as comparison
+from rgpo.studies.catalogue import needs
 from rgpo.studies.command import STUDIES
 from rgpo.studies.curves import objective_curve
 from rgpo.studies.progress import ComparisonProgress, RunProgress
@@ -165,20 +168,23 @@ def objectives(
         written = write_objectives({r.name: objective_curve(r) for r in chosen}, out)
         console.print(f"curves of {len(chosen)} recipes: {written.resolve()}")
         return 0
-    table = Table(title="Recipes", title_justify="left")
-    for heading in ("recipe", "paper", "what it is, and its defaults"):
-        table.add_column(heading, no_wrap=heading != "what it is, and its defaults")
+    table = Table("recipe", "what it is, its paper and its defaults", show_lines=True)
+    table.columns[0].no_wrap = True
     for recipe in chosen:
-        defaults = [f"{k} {_short(v)}" for k, v in recipe.hyper_parameters().items()]
-        if recipe.level != "token":
-            defaults.append(f"{recipe.level} ratio")
-        if recipe.objective.needs:
-            defaults.append("needs " + ", ".join(recipe.objective.needs))
-        defaults.append(f"sup |w|/|A| {_short(round(recipe.objective.sup_weight, 4))}")
-        what = f"{recipe.summary}\n[dim]{'; '.join(defaults)}[/]"
-        table.add_row(recipe.name, recipe.paper, what)
+        told = [escape(recipe.summary), f"[dim]{escape('; '.join(_facts(recipe)))}[/]"]
+        if names:
+            told.append(f"[dim]source: {escape(recipe.confidence)}[/]")
+        table.add_row(recipe.name, "\n".join(told))
     console.print(table)
     return 0
+
+
+def _facts(recipe: recipes.Recipe) -> Iterator[str]:
+    yield recipe.paper
+    yield from (f"{k} {_short(v)}" for k, v in recipe.hyper_parameters().items())
+    if found := ", ".join(needs(recipe)):
+        yield f"needs {found}"
+    yield f"sup |w| {_short(round(recipe.objective.sup_weight, 4))}"
 
 
 def verify(out: Path = Path("runs/verify"), quick: tyro.conf.UseCounterAction[int] = 0) -> int:
@@ -287,8 +293,9 @@ def _run_comparison(planned: comparison.Plan) -> int:
     labels = [[c.label for c in group] for group in planned.groups]
     with ComparisonProgress(console, labels, updates, planned.configs[0].batch_size) as progress:
         statuses = comparison.run(planned, progress)
-    print_table(final_table([planned.path(c) for c in planned.configs]), console)
-    console.print(f"report: {comparison.report(planned).resolve()}")
+    if planned.started:
+        print_table(final_table([planned.path(c) for c in planned.started]), console)
+        console.print(f"report: {comparison.report(planned).resolve()}")
     failed = [c for c, s in zip(planned.configs, statuses, strict=True) if s == "failed"]
     for config in failed:
         message = Run.open(planned.path(config)).status["message"]

@@ -1,4 +1,4 @@
-"""The table of docs/objectives/README.md: every recipe, from the registry."""
+"""Every recipe in words, from the registry: the table of docs/objectives/README.md."""
 
 from collections.abc import Iterator
 
@@ -34,13 +34,14 @@ def _row(recipe: Recipe) -> Iterator[str]:
     yield f"`{recipe.name}`"
     yield recipe.paper
     yield recipe.summary.replace("|", "\\|")
-    yield ", ".join(_needs(recipe)) or "–"
+    yield ", ".join(needs(recipe)) or "–"
     yield "∞" if supremum == float("inf") else f"{supremum:.4g}"
     yield "yes" if objective.unit_slope else "no"
     yield recipe.confidence.replace("|", "\\|")
 
 
-def _needs(recipe: Recipe) -> Iterator[str]:
+def needs(recipe: Recipe) -> Iterator[str]:
+    """What a trainer has to supply beyond log-probs and advantages, in words."""
     if recipe.level != "token":
         yield f"{recipe.level} ratio"
     if recipe.objective.scope != "element":
