@@ -2,14 +2,15 @@
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from rgpo.differentiable.config import ReparamConfig
-from rgpo.differentiable.glossary import GLOSSARY
+from rgpo.differentiable.glossary import GLOSSARY, markdown
 from rgpo.differentiable.train import ReparamTrainer
-from rgpo.differentiable.window import action_gradients
+from rgpo.differentiable.window import action_gradients, graph_bytes
 from rgpo.errors import RgpoError
 
 TINY = ReparamConfig(
@@ -222,6 +223,23 @@ def test_a_window_that_does_not_fit_in_memory_is_refused_before_it_starts():
         ReparamTrainer(tiny(env="rgpo/Hopper", num_envs=64, window=10**9))
 
 
+def test_the_estimate_of_the_graph_is_that_of_a_window_where_episodes_end_all_the_time():
+    trainer = ReparamTrainer(tiny(env="rgpo/Cartpole", num_envs=2048))
+    functions = (trainer.actor, trainer._normalize, trainer._bootstrap)
+    estimate = trainer.config.window * graph_bytes(trainer.environments, *functions)
+    sizes: dict[int, int] = {}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        window = trainer._unroll()
+    assert bool(window.truncated.any(1).all())
+    assert estimate == pytest.approx(sum(sizes.values()), rel=0.25)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -256,3 +274,8 @@ def test_the_run_that_diverged_is_marked():
         trainer.targets.load_state_dict(trainer.critics.state_dict())
     with pytest.raises(RgpoError, match="not finite"):
         trainer.step()
+
+
+def test_the_page_holds_the_glossary():
+    page = Path(__file__).parents[2] / "docs" / "differentiable.md"
+    assert markdown() in page.read_text()

@@ -130,7 +130,8 @@ class ReparamTrainer:
         if self.learns_q:
             return
         require_gradient(self.environments)
-        needed = self.config.window * graph_bytes(self.environments, self.actor, self._normalize)
+        functions = (self.actor, self._normalize, self._bootstrap)
+        needed = self.config.window * graph_bytes(self.environments, *functions)
         free = _free_bytes(self.device)
         if needed > 0.9 * free:
             raise RgpoError(

@@ -156,8 +156,10 @@ def require_gradient(environments: TaskVectorEnv) -> None:
         raise RgpoError(_NO_GRADIENT)
 
 
-def graph_bytes(environments: TaskVectorEnv, actor: Actor, normalize: Function) -> int:
-    """Bytes that the graph of one step holds, counted on one."""
+def graph_bytes(
+    environments: TaskVectorEnv, actor: Actor, normalize: Function, bootstrap: Function
+) -> int:
+    """Bytes that the graph of one step holds, counted on one; with a truncation, as the worst."""
     sizes: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -171,6 +173,7 @@ def graph_bytes(environments: TaskVectorEnv, actor: Actor, normalize: Function) 
         noise = torch.zeros(size, dtype=environments.dtype, device=environments.device)
         action = torch.tanh(mean + torch.exp(log_std) * noise)
         state, reward, _ = environments.task.step(environments.state, action)
-        kept = (environments.task.observe(state), reward)
+        final = normalize(environments.task.observe(state))
+        kept = (reward, torch.where(reward > 0, bootstrap(final), 0))
     del kept
     return sum(sizes.values())
