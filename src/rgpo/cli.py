@@ -96,6 +96,10 @@ def resume(path: Annotated[Path, tyro.conf.Positional]) -> int:
     """
     if (path / comparison.PLAN).exists():
         return _run_comparison(comparison.Plan.load(path))
+    if (path / "config.json").exists() and "job" in Run.open(path).config:
+        from rgpo.studies import language_command
+
+        return language_command.resume(path)
     with RunProgress(console, f"resuming {path}") as progress:
         statuses = _session_of(path).resume([path], progress)
     return _tell_run(path, statuses)
@@ -217,6 +221,11 @@ def study() -> int:
     raise RgpoError("which study? `rgpo study --help` lists them")
 
 
+def rlvr() -> int:
+    """Train a language model on verified rewards: `rgpo rlvr --help` shows its options."""
+    raise RgpoError("`rgpo rlvr` stands first on its command line")  # see `main`
+
+
 COMMANDS = {
     "train": train,
     "compare": compare,
@@ -226,6 +235,7 @@ COMMANDS = {
     "objectives": objectives,
     "verify": verify,
     "study": study,
+    "rlvr": rlvr,
 }
 
 

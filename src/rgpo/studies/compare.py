@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
+import math
 import multiprocessing
 import os
 import queue
 import shutil
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -17,8 +18,9 @@ from typing import Any
 
 import torch
 
-from rgpo.control import session
+from rgpo.control import memory, session
 from rgpo.control.config import TrainConfig
+from rgpo.control.fast import FastLearner
 from rgpo.control.train import Rows, Trainer
 from rgpo.errors import RgpoError
 from rgpo.runs.atomic import json_bytes, write_atomic
@@ -39,17 +41,31 @@ class Plan:
     directory: Path
     """Where the runs, the plan and the report go."""
 
-    groups: tuple[tuple[TrainConfig, ...], ...]
-    """One process each."""
+    configs: tuple[TrainConfig, ...]
+    """Every run, in the order of the arms."""
+
+    deal: tuple[tuple[int, ...], ...]
+    """Groups of runs by their places in `configs`, one process each, those that take longest
+    first."""
+
+    parallel: int
+    """Processes at a time; the other groups wait."""
+
+    threads: int
+    """Threads of each: 1, except where a CNN can use the cores that are left."""
 
     command: str
     """The command line, for the report."""
 
     @property
-    def configs(self) -> list[TrainConfig]:
-        """Every run, in the order of the arms, those with natural gradients last."""
-        dealt = itertools.chain(*itertools.zip_longest(*self.groups))  # as `_spread` dealt them out
-        return sorted(filter(None, dealt), key=lambda config: config.resolve().step)
+    def groups(self) -> list[list[TrainConfig]]:
+        """The runs of each group."""
+        return [[self.configs[i] for i in group] for group in self.deal]
+
+    @property
+    def started(self) -> list[TrainConfig]:
+        """The runs that have a directory."""
+        return [c for c in self.configs if (self.path(c) / "config.json").exists()]
 
     def path(self, config: TrainConfig) -> Path:
         """The directory of one run."""
@@ -58,8 +74,7 @@ class Plan:
 
     def save(self) -> None:
         """Write the plan, so that `resume` finds it."""
-        groups = [[dataclasses.asdict(c) for c in group] for group in self.groups]
-        document = {"command": self.command, "groups": groups}
+        document = dataclasses.asdict(self) | {"directory": None}
         write_atomic(self.directory / PLAN, json_bytes(document))
 
     @classmethod
@@ -67,10 +82,12 @@ class Plan:
         """Read a plan; RgpoError if there is none or it is damaged."""
         try:
             document = json.loads((directory / PLAN).read_text())
-            groups = tuple(
-                tuple(TrainConfig.from_json(c) for c in group) for group in document["groups"]
-            )
-            return cls(directory, groups, document["command"])
+            document |= {
+                "directory": directory,
+                "configs": tuple(TrainConfig.from_json(c) for c in document["configs"]),
+                "deal": tuple(tuple(group) for group in document["deal"]),
+            }
+            return cls(**document)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RgpoError(f"{directory} holds no readable comparison ({error})") from None
 
@@ -87,7 +104,9 @@ def plan(
     """Every arm with seeds base.seed, base.seed + 1, ..., spread evenly over worker processes.
 
     An arm is a recipe, or a recipe with hyper-parameters: "rgpo:sharpness=4,kl_target=0.02".
-    RgpoError for an unknown recipe or hyper-parameter, an arm given twice, or fewer than 1 seed.
+    Warns where the runs do not fit into memory together, and plans as many at a time as do.
+    RgpoError for an unknown recipe or hyper-parameter, an arm given twice, fewer than 1 seed, and
+    for a task or recipe that cannot be trained.
     """
     if seeds < 1:
         raise RgpoError(f"seeds must be at least 1, got {seeds}")
@@ -100,19 +119,57 @@ def plan(
         for seed in range(seeds):
             configs.append(dataclasses.replace(base, **change, seed=base.seed + seed))
             configs[-1].resolve()
-    groups = _spread(configs, workers or os.cpu_count() or 1)
-    return Plan(directory, groups, command)
+    cores = os.cpu_count() or 1
+    probes = {c.label: _Probe(c) for c in configs[::seeds]}
+    kinds = [probes[c.label].fast for c in configs]
+    parallel = min(workers or cores, len(configs))
+    parallel, most = _fit(parallel, len(configs), [p.footprint for p in probes.values()])
+    deal = _deal(kinds, parallel, most)
+    images = any(p.images for p in probes.values())
+    threads = max(1, cores // parallel) if images else 1
+    return Plan(directory, tuple(configs), deal, parallel, threads, command)
 
 
-def _spread(configs: list[TrainConfig], workers: int) -> tuple[tuple[TrainConfig, ...], ...]:
-    """Groups to train together, about one per worker; natural-gradient runs among themselves.
+class _Probe:
+    """What one run of an arm shows about all of them, before any is trained."""
 
+    def __init__(self, config: TrainConfig) -> None:
+        trainer = Trainer([config])
+        self.fast = isinstance(trainer.learner, FastLearner)
+        self.images = "image" in trainer.environments.observation_shapes
+        self.footprint = memory.footprint(trainer)
+        trainer.environments.close()
+
+
+def _fit(parallel: int, runs: int, footprints: list[memory.Footprint]) -> tuple[int, int]:
+    """How many processes at a time, and how many runs in each, memory has room for."""
+    run = max(f.per_run for f in footprints)
+    process = max(f.per_process for f in footprints)
+    free = memory.available_bytes()
+    need, budget = parallel * process + runs * run, memory.SHARE * free
+    if need <= budget:
+        return parallel, runs
+    parallel = max(1, min(parallel, int(budget / (process + run))))
+    most = memory.Footprint(run, process).runs(budget / parallel)
+    warnings.warn(
+        f"{runs} runs need about {need / 2**30:.1f} GiB ({run / 2**20:.0f} MiB each) and "
+        f"{free / 2**30:.1f} are free: training {min(runs, parallel * most)} at a time",
+        stacklevel=3,
+    )
+    return parallel, most
+
+
+def _deal(kinds: Sequence[bool], parallel: int, most: int) -> tuple[tuple[int, ...], ...]:
+    """Groups to train together, of at most `most` runs; those of the fast learner by themselves.
+
+    Either kind is spread over all processes, the slow one first, so that no core is idle for long.
     A stride keeps every group's share of each arm alike, and equal objectives together.
     """
-    groups: list[tuple[TrainConfig, ...]] = []
-    for step in ("gradient", "natural-gradient"):
-        kind = [c for c in configs if c.resolve().step == step]
-        number = min(max(1, round(workers * len(kind) / len(configs))), len(kind))
+    groups: list[tuple[int, ...]] = []
+    for fast in (False, True):
+        kind = [i for i, is_fast in enumerate(kinds) if is_fast == fast]
+        waves = math.ceil(len(kind) / (parallel * most))
+        number = min(waves * parallel, len(kind))
         groups += [tuple(kind[i::number]) for i in range(number)]
     return tuple(groups)
 
@@ -121,10 +178,10 @@ def run(comparison: Plan, watch: Watch | None = None) -> list[str]:
     """Train what is not finished, group by group in parallel processes; the runs' final status.
 
     A group that was interrupted continues from its newest common checkpoint; one without starts
-    again. Refused before anything is written if the task or a recipe cannot be trained.
+    again. Refused before anything is written if the directory is taken.
     """
     if not (comparison.directory / PLAN).exists():
-        _refuse_early(comparison)
+        _refuse_directory(comparison.directory)
         comparison.directory.mkdir(parents=True, exist_ok=True)
         comparison.save()
     context = multiprocessing.get_context("spawn")
@@ -132,19 +189,22 @@ def run(comparison: Plan, watch: Watch | None = None) -> list[str]:
     stop = context.Event()
     workers = [
         context.Process(target=_worker, args=(comparison, index, events, stop), daemon=True)
-        for index in range(len(comparison.groups))
+        for index in range(len(comparison.deal))
     ]
     with _stopping(stop):
-        _start(workers)
-        errors = _listen(workers, events, watch)
+        errors = _attend(workers, comparison.parallel, events, stop, watch)
     if errors:
         raise RgpoError("; ".join(sorted(set(errors))))
-    return [Run.open(comparison.path(c)).status["status"] for c in comparison.configs]
+    started = comparison.started
+    return [
+        str(Run.open(comparison.path(c)).status["status"]) if c in started else "interrupted"
+        for c in comparison.configs
+    ]
 
 
 def report(comparison: Plan) -> Path:
     """Write report.html of the comparison's runs and return its path."""
-    configs = comparison.configs
+    configs = comparison.started
     curves = {c.label: objective_curve(c.resolve()) for c in configs}
     arms = list(dict.fromkeys(c.label for c in configs))
     title = f"{' against '.join(arms)} on {configs[0].env}"
@@ -157,12 +217,9 @@ def report(comparison: Plan) -> Path:
     )
 
 
-def _refuse_early(comparison: Plan) -> None:
-    directory = comparison.directory
+def _refuse_directory(directory: Path) -> None:
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise RgpoError(f"{directory} is not an empty directory: choose another --out")
-    for group in comparison.groups:
-        Trainer(group).environments.close()
 
 
 @contextlib.contextmanager
@@ -182,27 +239,34 @@ def _stopping(stop: Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(workers: list[Any]) -> None:
-    """Start them deaf to Ctrl-C: the terminal sends it to them too, even while they import."""
+def _start(worker: Any) -> None:
+    """Start it deaf to Ctrl-C: the terminal sends it to the workers too, even while they import."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        for worker in workers:
-            worker.start()
+        worker.start()
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
-def _listen(workers: list[Any], events: "Queue[Any]", watch: Watch | None) -> list[str]:
-    """Pass progress on until every worker has ended; the errors they reported."""
+def _attend(
+    workers: list[Any], parallel: int, events: "Queue[Any]", stop: Event, watch: Watch | None
+) -> list[str]:
+    """Start workers, `parallel` at a time, and pass progress on until all have ended; errors."""
     errors: list[str] = []
-    ended: set[int] = set()
-    while len(ended) < len(workers):
+    waiting, running = dict(enumerate(workers)), dict[int, Any]()
+    while waiting or running:
+        if stop.is_set():
+            waiting.clear()
+        while waiting and len(running) < parallel:
+            index = next(iter(waiting))
+            running[index] = waiting.pop(index)
+            _start(running[index])
         try:
             kind, index, *rest = events.get(timeout=1)
         except queue.Empty:
-            for i, worker in enumerate(workers):
-                if i not in ended and not worker.is_alive() and events.empty():
-                    ended.add(i)
+            for index, worker in list(running.items()):
+                if not worker.is_alive() and events.empty():
+                    del running[index]
                     errors.append(
                         f"a worker died with exit code {worker.exitcode}: "
                         "resume the comparison to go on"
@@ -213,14 +277,12 @@ def _listen(workers: list[Any], events: "Queue[Any]", watch: Watch | None) -> li
         elif kind == "error":
             errors.append(rest[0])
         elif kind == "end":
-            ended.add(index)
-    for worker in workers:
-        worker.join()
+            running.pop(index).join()
     return errors
 
 
 def _worker(comparison: Plan, index: int, events: "Queue[Any]", stop: Event) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(comparison.threads)
     os.setpgrp()  # from here on Ctrl-C in the terminal reaches the parent alone
     parent = multiprocessing.parent_process()
 
