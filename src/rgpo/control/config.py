@@ -9,7 +9,7 @@ from rgpo.core.diagnostics import NO_SPREAD
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
 
-PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl")
+PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl", "max_kl")
 """Fields in which runs that are trained together as one computation may differ."""
 
 _COUNTS = ("steps", "num_envs", "rollout_steps", "epochs", "minibatch_size", "keep")

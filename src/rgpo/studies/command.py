@@ -9,9 +9,10 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from rgpo.studies import control as table
+from rgpo.studies import control_report, staleness_report
 from rgpo.studies import differentiable as pathwise
 from rgpo.studies import staleness as stale
-from rgpo.studies import staleness_report
 from rgpo.studies.jobs import Result, Watch
 from rgpo.studies.progress import StudyProgress
 
@@ -93,6 +94,38 @@ def differentiable(
     return 0
 
 
+def control(
+    tasks: tuple[str, ...] = (),
+    recipes: tuple[str, ...] = (),
+    seeds: int = 10,
+    steps: int | None = None,
+    out: Path = Path("runs/control"),
+    workers: int | None = None,
+) -> int:
+    """The paper's control table, as published and at equal KL; the same command continues it.
+
+    Args:
+        tasks: Gymnasium ids; default: HalfCheetah, Hopper, Walker2d and Ant, v5.
+        recipes: Only these arms; default: all of the table.
+        seeds: Runs of each arm that are reported.
+        steps: Environment steps of a run; default: 200,000, for Ant 100,000.
+        out: Directory of results.jsonl and report.html.
+        workers: Processes; default: one per core.
+    """
+    study = table.control(out, tasks=tasks, arms=recipes, seeds=seeds, steps=steps)
+    millions = {name: f"{count / 1e6:.1f}" for name, count in study.planned().items()}
+    told = ", ".join(f"{name} {count}" for name, count in millions.items())
+    console.print(f"millions of environment steps at most: {told}")
+    _run(study.run, workers)
+    command = "rgpo study control"
+    for task, title, rows in control_report.tables(study):
+        console.print(f"{task}, {control_report.conclusion(rows, title)}")
+    text = study.directory / "tables.md"
+    text.write_text(control_report.markdown(study, command))
+    console.print(f"tables: {text}\nreport: {control_report.write(study, command).resolve()}")
+    return 0
+
+
 def _workload(name: str) -> Callable[..., stale.Study]:
     if name == "control":
         return stale.control
@@ -139,5 +172,5 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
-STUDIES = {"staleness": staleness, "differentiable": differentiable}
+STUDIES = {"staleness": staleness, "control": control, "differentiable": differentiable}
 """Every study by the name it has on the command line."""

@@ -49,10 +49,13 @@ class ControlCells:
     def config(self, cell: Cell) -> TrainConfig:
         """The configuration of one run."""
         recipe, _, changes = cell.arm.partition(":")
+        options = tuple(filter(None, changes.split(",")))
+        radius = [option for option in options if option.startswith("max_kl=")]  # trpo's
         return dataclasses.replace(
             dict(self.settings)[cell.task],
             recipe=recipe,
-            set=tuple(filter(None, changes.split(","))),
+            set=tuple(option for option in options if option not in radius),
+            max_kl=float(radius[0].partition("=")[2]) if radius else 0.01,
             staleness=cell.staleness,
             seed=cell.seed,
             learning_rate=cell.learning_rate,

@@ -1,6 +1,6 @@
 """What the staleness study says: tables, figures and sentences, all made from its results."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,6 +14,7 @@ from rgpo.runs.page import card, page
 from rgpo.runs.statistics import Improvement, Summary, probability_of_improvement, summarize
 from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, Study, score
+from rgpo.studies.text import chance, html_table, listed, markdown_table, scored, short
 
 BASELINE = "ppo"
 
@@ -92,9 +93,7 @@ def markdown(study: Study, command: str) -> str:
             continue
         ages = list(table[0].scores)
         parts += [f"\n## {task}\n", *(f"- {s}" for s in conclusion(table, task)), ""]
-        heads = ["recipe", "n", *(f"age {a}" for a in ages), "P fresh", "P old", *WEIGHTS.values()]
-        parts += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        parts += ["| " + " | ".join(_cells(row, ages)) + " |" for row in table]
+        parts.append(markdown_table(_heads(ages), [_cells(row, ages) for row in table]))
     if study.refused:
         parts += ["\n## Not run\n"]
         parts += [f"- {task}: {reason}" for (task, _), reason in study.refused.items()]
@@ -111,7 +110,7 @@ def write(study: Study, command: str) -> Path:
 
 def _body(study: Study, command: str) -> Iterator[str]:
     yield f"<header><h1>How good is every recipe when its data are old? ({study.workload})</h1>"
-    yield f"<p>{len(study.arms)} recipes, learning rates {_list(study.rates)} tuned on seeds that "
+    yield f"<p>{len(study.arms)} recipes, learning rates {listed(study.rates)} tuned on seeds that "
     yield "are not shown; intervals are 95% bootstrap intervals of the interquartile mean.</p>"
     yield "</header>"
     for number, task in enumerate(study.tasks):
@@ -128,7 +127,7 @@ def _body(study: Study, command: str) -> Iterator[str]:
         yield card("Score against age", read, _lines(table, ages), f"age{number}")
         read = "Probability that a run of the recipe scores higher than one of PPO: fresh, old."
         yield card("Better than PPO?", read, _improvements(table), f"better{number}")
-        yield _html_table(table, ages)
+        yield html_table(_heads(ages), (_cells(row, ages) for row in table))
     yield f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
 
 
@@ -175,43 +174,15 @@ def _improvements(table: Sequence[Row]) -> go.Figure:
     return styled(figure, height=140 + 19 * len(table), hovermode="closest")
 
 
-def _html_table(table: Sequence[Row], ages: Sequence[int]) -> str:
-    heads = ["recipe", "n", *(f"age {a}" for a in ages), "P fresh", "P old", *WEIGHTS.values()]
-    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(c)}</td>" for c in _cells(row, ages)) + "</tr>"
-        for row in table
-    )
-    return f'<section class="card scroll"><table><tr>{head}</tr>{body}</table></section>'
+def _heads(ages: Sequence[int]) -> list[str]:
+    return ["recipe", "n", *(f"age {a}" for a in ages), "P fresh", "P old", *WEIGHTS.values()]
 
 
 def _cells(row: Row, ages: Sequence[int]) -> list[str]:
     runs = str(row.seeds) + (f" ({row.failed} diverged)" if row.failed else "")
-    scores = [_score(row.scores[a]) for a in ages]
-    against = [_share(p) for p in (row.fresh, row.stale)]
-    return [row.arm, runs, *scores, *against, *(_short(row.weights[k]) for k in WEIGHTS)]
-
-
-def _score(summary: Summary) -> str:
-    middle, low, high = (_short(x) for x in (summary.iqm, summary.iqm_low, summary.iqm_high))
-    return f"{middle} [{low}, {high}]"
-
-
-def _share(improvement: Improvement | None) -> str:
-    if improvement is None:
-        return "-"
-    middle, low, high = (
-        f"{100 * x:.0f}" for x in (improvement.probability, improvement.low, improvement.high)
-    )
-    return f"{middle}% ({low}-{high})"
-
-
-def _short(x: float) -> str:
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
-def _list(rates: Iterable[float]) -> str:
-    return ", ".join(f"{rate:g}" for rate in rates)
+    scores = [scored(row.scores[a]) for a in ages]
+    against = [chance(p) for p in (row.fresh, row.stale)]
+    return [row.arm, runs, *scores, *against, *(short(row.weights[k]) for k in WEIGHTS)]
 
 
 def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:

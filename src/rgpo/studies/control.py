@@ -1,0 +1,192 @@
+"""The paper's control table, as published and at equal step size: the study behind docs/control.md.
+
+Early trials showed that the size of the policy's steps explains most differences between
+objectives. So the arms are compared twice: with the hyper-parameters of their papers, and with
+their strength (clip, sharpness, KL target, ...) chosen so that the mean KL per update is the same.
+Learning rates come from one grid and strengths from one list per arm, both chosen on seeds that are
+not reported.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from rgpo.control.config import TrainConfig
+from rgpo.studies.control_cells import ControlCells
+from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jobs
+from rgpo.studies.staleness import RATES, score
+
+TASKS = {
+    "HalfCheetah-v5": 200_000,
+    "Hopper-v5": 200_000,
+    "Walker2d-v5": 200_000,
+    "Ant-v5": 100_000,
+}
+"""Environment steps of a run; the paper's length is not known, so these are ours."""
+
+
+def _both(first: str, second: str, numbers: Sequence[float]) -> tuple[str, ...]:
+    return tuple(f"{first}={n:g},{second}={n:g}" for n in numbers)
+
+
+def _one(name: str, numbers: Sequence[float]) -> tuple[str, ...]:
+    return tuple(f"{name}={n:g}" for n in numbers)
+
+
+STRENGTHS = {
+    "rgpo": _one("kl_target", (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "rgpo-gate": _one("sharpness", (100, 40, 20, 10, 5, 2.5)),
+    "rgpo-signed": _one("sharpness", (100, 40, 20, 10, 5, 2.5)),
+    "rgpo-signed-kl": _one("kl_target", (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "ppo": _both("clip_low", "clip_high", (0.05, 0.1, 0.2, 0.4, 0.8)),
+    "ppo-kl": _one("kl_target", (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "trpo": _one("max_kl", (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "awr": (),
+    "gipo": _one("sigma", (0.05, 0.1, 0.2, 0.5, 1)),
+    "sapo": _both("tau_positive", "tau_negative", (40, 20, 10, 4, 1)),
+    "spo": _one("epsilon", (0.05, 0.1, 0.2, 0.4, 0.8)),
+}
+"""Every arm of the table, with the values of the hyper-parameter that sets its step size."""
+
+TARGETS = (0.01, 0.03)
+"""Mean KL(old || new) per update at which arms are compared."""
+
+REACHED = 1.5
+"""An arm is compared at a target if its best strength is within this factor of it."""
+
+TUNING_SEEDS = (100, 101)
+
+
+@dataclass(frozen=True)
+class ControlStudy:
+    """The runs of the control table in one directory."""
+
+    directory: Path
+    trains: ControlCells
+    tasks: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def tuning(self) -> list[Cell]:
+        """Every published arm at every learning rate."""
+        grid = product(self.tasks, self.arms, TUNING_SEEDS, RATES)
+        return [Cell(task, arm, 0, seed, rate) for task, arm, seed, rate in grid]
+
+    def strengths(self) -> list[Cell]:
+        """Every arm at its learning rate with every strength."""
+        rates = self.rates()
+        return [
+            Cell(task, f"{arm}:{option}", 0, seed, rates[task, arm])
+            for task, arm, seed in product(self.tasks, self.arms, TUNING_SEEDS)
+            for option in STRENGTHS.get(arm, ())
+        ]
+
+    def reported(self) -> list[Cell]:
+        """Published arms, and those that reach a target, on the seeds that are shown."""
+        rates = self.rates()
+        wanted = {(task, arm): rates[task, arm] for task, arm in product(self.tasks, self.arms)}
+        for (task, _, arm), variant in self.matched().items():
+            wanted[task, variant] = rates[task, arm]
+        return [
+            Cell(task, variant, 0, seed, rate)
+            for (task, variant), rate in wanted.items()
+            for seed in self.seeds
+        ]
+
+    def rates(self) -> dict[tuple[str, str], float]:
+        """The learning rate with the best mean return over the tuning seeds."""
+        found: dict[tuple[str, str], dict[float, list[float]]] = {}
+        for result in self._tuned():
+            if result["arm"] in self.arms:
+                by_rate = found.setdefault((result["task"], result["arm"]), {})
+                by_rate.setdefault(result["learning_rate"], []).append(score(result))
+        return {
+            key: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
+            for key, by_rate in found.items()
+        }
+
+    def matched(self) -> dict[tuple[str, float, str], str]:
+        """The variant of every arm whose mean KL is nearest to the target, if it is near it."""
+        rates, kl = self.rates(), dict[tuple[str, str], dict[str, list[float]]]()
+        for result in self._tuned():
+            arm, _, option = result["arm"].partition(":")
+            rate = rates.get((result["task"], arm))
+            if option in STRENGTHS.get(arm, ()) and result["learning_rate"] == rate:
+                by_option = kl.setdefault((result["task"], arm), {})
+                by_option.setdefault(option, []).append(result["kl"] or np.inf)
+        found = {}
+        for (task, arm), by_option in kl.items():
+            for target in TARGETS:
+                off = {o: abs(np.log(np.mean(k) / target)) for o, k in by_option.items()}
+                best = min(off, key=off.__getitem__)
+                if off[best] <= np.log(REACHED):
+                    found[task, target, arm] = f"{arm}:{best}"
+        return found
+
+    def results(self, task: str, variant: str) -> list[Result]:
+        """Reported runs of one variant at its learning rate."""
+        rate = self.rates().get((task, variant.partition(":")[0]))
+        return [
+            r
+            for r in read_results(self.directory)
+            if (r["task"], r["arm"], r["learning_rate"]) == (task, variant, rate)
+            and r["seed"] in self.seeds
+        ]
+
+    def _tuned(self) -> list[Result]:
+        return [r for r in read_results(self.directory) if r["seed"] in TUNING_SEEDS]
+
+    def run(self, watch: Callable[[str], Watch] | None = None, workers: int | None = None) -> None:
+        """All phases, from where they stand."""
+        for name, cells in (
+            ("learning rates", self.tuning),
+            ("strengths", self.strengths),
+            ("report", self.reported),
+        ):
+            todo = self.trains.jobs(missing(cells(), self.directory))
+            if todo:
+                told = None if watch is None else watch(name)
+                run_jobs(todo, self.trains, self.directory, workers=workers, watch=told)
+
+    def planned(self) -> dict[str, int]:
+        """Environment steps still to be made, at most, by phase."""
+        steps = {task: config.steps for task, config in self.trains.settings}
+        options = sum(len(STRENGTHS.get(arm, ())) for arm in self.arms)
+        each = {
+            "learning rates": len(self.arms) * len(TUNING_SEEDS) * len(RATES),
+            "strengths": options * len(TUNING_SEEDS),
+            "report": len(self.arms) * (1 + len(TARGETS)) * len(self.seeds),
+        }
+        done = sum(steps.get(r["task"], 0) for r in read_results(self.directory))
+        left = {}
+        for name, count in each.items():
+            needed = count * sum(steps.values())
+            left[name] = max(needed - done, 0)
+            done = max(done - needed, 0)
+        return left
+
+
+def control(
+    directory: Path,
+    *,
+    tasks: Sequence[str] = (),
+    arms: Sequence[str] = (),
+    seeds: int = 10,
+    steps: int | None = None,
+) -> ControlStudy:
+    """The control table, by default the whole of it; RgpoError for an unknown arm."""
+    chosen = tuple(tasks) or tuple(TASKS)
+    shared = TrainConfig(eval_episodes=0, track=())
+    settings = tuple(
+        (task, replace(shared, env=task, steps=steps or TASKS.get(task, 200_000)))
+        for task in chosen
+    )
+    trains = ControlCells(settings)
+    for arm in arms:
+        trains.config(Cell(chosen[0], arm, 0, 0, 1e-3)).resolve()
+    return ControlStudy(
+        directory, trains, chosen, tuple(arms) or tuple(STRENGTHS), tuple(range(seeds))
+    )

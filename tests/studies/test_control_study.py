@@ -1,0 +1,83 @@
+"""The control study: learning rates, strengths at equal KL, tables and sentences."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rgpo.core import recipes
+from rgpo.errors import RgpoError
+from rgpo.studies import control
+from rgpo.studies.control import STRENGTHS, TARGETS, ControlStudy
+from rgpo.studies.control_cells import ControlCells
+from rgpo.studies.control_report import at_kl, conclusion, markdown, published, write
+from rgpo.studies.jobs import RESULTS, Cell
+
+
+def measured(cell: Cell) -> dict:
+    """KL is set by the strength; rgpo is worth 20 more than ppo at any KL, 3e-4 is best."""
+    recipe, _, option = cell.arm.partition(":")
+    strength = float(option.split(",")[0].partition("=")[2]) if option else 0.1
+    kl = {"ppo": strength / 10, "rgpo": strength, "awr": 0.2}[recipe]
+    noise = np.random.default_rng([cell.seed, len(cell.arm)]).normal()
+    level = {"ppo": 100.0, "rgpo": 120.0, "awr": 101.0}[recipe]
+    loss = abs(math.log10(cell.learning_rate / 3e-4))
+    found = {"final_return": level + noise - 50 * loss, "kl": kl, "kl_spike": 0.0, "failed": None}
+    return dataclasses.asdict(cell) | found
+
+
+@pytest.fixture
+def study(tmp_path) -> ControlStudy:
+    made = control.control(tmp_path, tasks=["Walker2d-v5"], arms=["ppo", "rgpo", "awr"], seeds=4)
+    with (tmp_path / RESULTS).open("w") as file:
+        for phase in (made.tuning, made.strengths, made.reported):
+            file.writelines(json.dumps(measured(cell)) + "\n" for cell in phase())
+            file.flush()
+    return made
+
+
+def test_arms_are_brought_to_the_same_kl_or_left_out(study):
+    assert set(study.rates().values()) == {3e-4}
+    found = study.matched()
+    assert found["Walker2d-v5", 0.01, "ppo"] == "ppo:clip_low=0.1,clip_high=0.1"
+    assert found["Walker2d-v5", 0.03, "rgpo"] == "rgpo:kl_target=0.03"
+    assert not any(arm == "awr" for _, _, arm in found)  # nothing to set
+
+
+def test_tables_and_sentences(study):
+    rows = published(study, "Walker2d-v5")
+    assert [row.arm for row in rows] == ["rgpo", "awr", "ppo"]
+    assert rows[0].better.probability == 1
+    assert rows[0].ratio == pytest.approx(1.2, abs=0.03)
+    assert rows[-1].better is None
+    assert "better than PPO: rgpo" in conclusion(rows, "as published")
+    for target in TARGETS:
+        matched = at_kl(study, "Walker2d-v5", target)
+        assert {row.arm.partition(":")[0] for row in matched} == {"ppo", "rgpo"}
+        assert all(abs(math.log(row.kl / target)) < math.log(1.5) for row in matched)
+    text = markdown(study, "rgpo study control")
+    assert "In the paper RGPO's return is +81% against PPO's." in text
+    assert "at a KL of 0.03" in text
+    assert "Walker2d-v5" in write(study, "rgpo study control").read_text()
+
+
+def test_every_strength_is_a_hyper_parameter_of_its_arm():
+    cells = ControlCells((("CartPole-v1", control.TrainConfig(env="CartPole-v1")),))
+    for arm, options in STRENGTHS.items():
+        recipes.get(arm)
+        for option in options:
+            cell = Cell("CartPole-v1", f"{arm}:{option}", 0, 0, 1e-3)
+            assert cells.refusal("CartPole-v1", cell.arm) is None
+    assert cells.config(Cell("CartPole-v1", "trpo:max_kl=0.03", 0, 0, 1e-3)).max_kl == 0.03
+
+
+def test_the_plan_counts_steps_and_unknown_arms_are_refused(study, tmp_path):
+    left = study.planned()
+    assert left["learning rates"] == left["strengths"] == 0
+    assert left["report"] == 2 * 4 * 200_000  # awr has no strength to match
+    fresh = control.control(tmp_path / "new", tasks=["Hopper-v5"], arms=["ppo"], seeds=3, steps=10)
+    assert fresh.planned() == {"learning rates": 60, "strengths": 100, "report": 90}
+    with pytest.raises(RgpoError, match="unknown recipe"):
+        control.control(tmp_path, arms=["pppo"])
