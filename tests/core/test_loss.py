@@ -1,10 +1,12 @@
 """The composed loss, for every recipe: masks, micro-batches, missing inputs."""
 
+import math
+
 import pytest
 import torch
 
 from rgpo.core import recipes
-from rgpo.core.diagnostics import GLOSSARY
+from rgpo.core.diagnostics import GLOSSARY, SEQUENCE_GLOSSARY
 from rgpo.core.loss import policy_loss
 
 B, T = 6, 5
@@ -116,6 +118,23 @@ def test_single_actions_need_no_mask_and_names_work():
     )
     assert torch.equal(by_name.loss, by_recipe.loss)
     assert set(by_name.diagnostics) <= set(GLOSSARY)
+
+
+@pytest.mark.parametrize("name", ["vcpo", "ppo", "gspo"])
+def test_the_effective_sample_size_of_sequences_is_that_of_their_exact_ratios(name):
+    """Sequence ratios 3 1 1 1, whatever the recipe's own ratio: 6^2 / (4 * 12)."""
+    behavior = torch.zeros(6, 4)
+    log_prob = torch.zeros(6, 4)
+    log_prob[0, :2] = math.log(3.0) / 2
+    log_prob[1] = torch.tensor([2.0, -2.0, 0.0, math.nan])
+    log_prob[5, 0] = math.inf  # not finite: left out, as by all metrics
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    mask[1, 3], mask[4] = False, False
+    found = policy_loss(name, log_prob, behavior, torch.ones(6, 4), mask).diagnostics
+    assert found["sequence_ess"].item() == pytest.approx(0.75)
+    assert set(found) == {*GLOSSARY, *SEQUENCE_GLOSSARY} - {"kl_spike_rate", "explained_variance"}
+    actions = policy_loss("ppo", log_prob[:4, 0], behavior[:4, 0], torch.ones(4)).diagnostics
+    assert "sequence_ess" not in actions
 
 
 def test_a_missing_reference_is_refused_by_name():

@@ -276,6 +276,7 @@ def test_vcpo_scales_the_learning_rate_by_the_effective_sample_size_of_sequences
     assert VCPO().learning_rate_scale({"ess": 0.25}) == 0.5
     assert VCPO(base=0.5).learning_rate_scale({"ess": 0.6}) == 1.0
     assert VCPO().learning_rate_scale({"ess": 0.25, "sequence_ess": 0.81}) == pytest.approx(0.9)
+    assert VCPO().learning_rate_scale({"ess": 0.25, "sequence_ess": math.nan}) == 1.0
     log_weight = torch.tensor([3.0, 1.0, 1.0, 1.0]).log()
     ess = effective_sample_size(log_weight)  # 6^2 / (4 * 12)
     assert ess.item() == pytest.approx(0.75)

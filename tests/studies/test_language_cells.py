@@ -108,6 +108,16 @@ def test_every_recipe_makes_a_finite_update_or_is_refused_by_name(cells, name, m
     assert rows[1]["kl_behavior"] >= 0
 
 
+def test_vcpos_learning_rate_follows_the_effective_samples_of_sequences(cells, monkeypatch):
+    monkeypatch.setattr(language, "PROMPTS", 8)
+    run = language.Run(cells.model(), Cell(TASK, "vcpo", 2, 0, 3e-4), 5)
+    for number in range(3):
+        row = run._update(number / 5)
+    assert row["sequence_ess"] < row["ess"] - 0.01
+    rate = run.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(3e-4 * row["sequence_ess"] ** 0.5)
+
+
 def test_a_run_repeats_itself(cells):
     cell = Cell(TASK, "rgpo", 1, 3, 1e-3)
     first, second = cells([cell])[0], cells([cell])[0]

@@ -81,6 +81,14 @@ GLOSSARY: dict[str, str] = {
 }
 """Every metric key that this file emits, with its definition."""
 
+SEQUENCE_GLOSSARY: dict[str, str] = {
+    "sequence_ess": (
+        "Effective sample size of whole sequences over their number, from the exact ratios of the "
+        "sequences, the products of their tokens' ratios; `ess` counts tokens."
+    ),
+}
+"""What `rgpo.core.loss.policy_loss` adds where its samples are tokens (B, T)."""
+
 
 def ratio_diagnostics(
     log_ratio: Tensor, advantage: Tensor, weight: Tensor, mask: Tensor | None = None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rgpo.core.checks import require_boolean, require_same_shape
-from rgpo.core.diagnostics import ratio_diagnostics
+from rgpo.core.diagnostics import effective_sample_size, ratio_diagnostics
 from rgpo.core.objective import Objective
 from rgpo.core.ratio import at_level, log_ratio
 from rgpo.core.recipes import Recipe, get
@@ -32,7 +32,8 @@ class PolicyLoss:
     """w of every element, of the shape of `surrogate`, 0 where masked; detached."""
 
     diagnostics: dict[str, Tensor]
-    """Scalars of `rgpo.core.diagnostics.GLOSSARY`, detached."""
+    """Scalars of `rgpo.core.diagnostics.GLOSSARY`, and of `SEQUENCE_GLOSSARY` for tokens (B, T);
+    detached."""
 
 
 def policy_loss(
@@ -75,7 +76,8 @@ def policy_loss(
     require_boolean(mask=mask)
     if mask is None:
         mask = torch.ones_like(log_prob, dtype=torch.bool)
-    ratio = _formed(recipe, log_ratio(log_prob, behavior_log_prob, mask), mask, segment_ids)
+    own = log_ratio(log_prob, behavior_log_prob, mask)
+    ratio = _formed(recipe, own, mask, segment_ids)
     given = {
         "reference_log_ratio": _anchored(recipe, log_prob, reference_log_prob, mask, segment_ids),
         "proximal_log_ratio": _anchored(recipe, log_prob, proximal_log_prob, mask, segment_ids),
@@ -94,6 +96,8 @@ def policy_loss(
         surrogate, mask, reduction or default, denominator=denominator, constant=constant
     )
     diagnostics = _diagnostics(ratio, advantage, weight, mask)
+    if log_prob.dim() == 2:
+        diagnostics["sequence_ess"] = _sequence_ess(own.detach().sum(1), mask.any(1))
     return PolicyLoss(loss, ratio, surrogate, weight, diagnostics)
 
 
@@ -160,6 +164,10 @@ def _diagnostics(
 ) -> dict[str, Tensor]:
     flat = (t.detach().flatten() for t in (ratio, advantage, weight, mask))
     return ratio_diagnostics(*flat)
+
+
+def _sequence_ess(log_ratio: Tensor, counted: Tensor) -> Tensor:
+    return effective_sample_size(log_ratio, counted & torch.isfinite(log_ratio))
 
 
 def _needed(recipe: Recipe, given: dict[str, Tensor | None]) -> dict[str, Tensor]:

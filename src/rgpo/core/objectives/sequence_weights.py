@@ -126,9 +126,10 @@ class VCPO(SequenceWeighted):
     def learning_rate_scale(self, diagnostics: Mapping[str, float]) -> float:
         """sqrt(min(1, ESS / base)); the ESS is that of the untruncated sequence ratios.
 
-        `sequence_ess` where a trainer of sequences gives it, else `ess`.
+        `sequence_ess` where the samples are tokens, else `ess`; where neither could be measured
+        the learning rate stays.
         """
-        ess = diagnostics.get("sequence_ess", diagnostics["ess"])
+        ess = diagnostics["sequence_ess" if "sequence_ess" in diagnostics else "ess"]
         return math.sqrt(min(1.0, ess / self.base))
 
 
