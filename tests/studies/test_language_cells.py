@@ -118,6 +118,20 @@ def test_vcpos_learning_rate_follows_the_effective_samples_of_sequences(cells, m
     assert rate == pytest.approx(3e-4 * row["sequence_ess"] ** 0.5)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_the_averaged_anchor_starts_again_where_too_few_tokens_exert_a_force(
+    cells, monkeypatch, share
+):
+    monkeypatch.setattr(language, "PROMPTS", 8)
+    run = language.Run(cells.model(), Cell(TASK, "ppo-ewma-revised", 1, 0, 1e-3), 5)
+    assert run.recipe.anchor_reset == 0.9
+    run.recipe = dataclasses.replace(run.recipe, anchor_reset=share)
+    for number in range(2):
+        run._update(number / 5)
+    present = torch.nn.utils.parameters_to_vector(run.model.parameters())
+    assert torch.equal(run.average.average, present) == (share > 1)
+
+
 def test_a_run_repeats_itself(cells):
     cell = Cell(TASK, "rgpo", 1, 3, 1e-3)
     first, second = cells([cell])[0], cells([cell])[0]

@@ -258,7 +258,10 @@ class Run:
         rate = self.cell.learning_rate * objective.learning_rate_scale(told)
         self.optimizer.param_groups[0]["lr"] = rate
         self.recipe = dataclasses.replace(self.recipe, objective=objective.adapt(told))
-        self.average.update(nn.utils.parameters_to_vector(self.model.parameters()).detach(), steps)
+        present = nn.utils.parameters_to_vector(self.model.parameters()).detach()
+        self.average.update(present, steps)
+        if 1 - row["active_clip_fraction"] < self.recipe.anchor_reset:
+            self.average.reset(present)
         self.past.append(copy.deepcopy(self.model))
 
 
