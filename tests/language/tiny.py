@@ -6,7 +6,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from datasets import Dataset
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
@@ -15,8 +14,9 @@ from transformers import (
     LlamaForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
-    PreTrainedTokenizerFast,
 )
+
+from rgpo.language.characters import character_tokenizer
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789+=?"
 SIZES = {
@@ -34,13 +34,7 @@ SIZES = {
 
 def tokenizer():
     """A token is a character."""
-    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3}
-    vocabulary |= {character: i + 4 for i, character in enumerate(CHARACTERS)}
-    fast = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
-    fast.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    fast.decoder = decoders.Fuse()
-    special = {f"{name}_token": f"<{name}>" for name in ("pad", "bos", "eos", "unk")}
-    return PreTrainedTokenizerFast(tokenizer_object=fast, padding_side="left", **special)
+    return character_tokenizer(CHARACTERS)
 
 
 def policy(folder=None, seed=0, **changes):

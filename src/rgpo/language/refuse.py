@@ -183,6 +183,12 @@ def bad_prompts(trainer: "RecipeTrainer") -> None:
             "the prompts are conversations but the tokenizer has no chat template: set "
             "tokenizer.chat_template or give prompts as text"
         )
+    groups = trainer.args.generation_batch_size // trainer.num_generations
+    if len(dataset) < groups:
+        raise RgpoError(
+            f"the training set has {len(dataset)} prompts and every update takes {groups} "
+            "different ones: give more prompts or take a smaller batch"
+        )
     window = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
     if window is None or trainer._is_vlm:  # noqa: SLF001
         return

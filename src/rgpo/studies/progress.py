@@ -154,6 +154,36 @@ class StudyProgress(_Display):
         self.show(done / total, note)
 
 
+class StageProgress:
+    """A bar for each stage of a job, one after the other; `tell` is a `stages.Watch`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stage = ""
+        self.bar: _Display | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def tell(self, stage: str, fraction: float, note: str) -> None:
+        """Move the bar of a stage; a new stage opens a new one."""
+        if stage != self.stage:
+            self._close()
+            self.stage, self.bar = stage, _Display(self.console, stage).__enter__()
+        if self.bar is not None:
+            self.bar.show(fraction, note)
+        if fraction >= 1:
+            self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(None, None, None)
+            self.bar = None
+
+
 def _recent(rows: Sequence[dict[str, float | None]], key: str, style: str = ".1f") -> str:
     numbers = [row[key] for row in rows if row.get(key) is not None]
     return format(float(np.mean(numbers)), style) if numbers else "-"  # type: ignore[arg-type]

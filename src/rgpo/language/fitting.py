@@ -1,0 +1,133 @@
+"""What the jobs have in common: TRL's trainers with the settings of a job, and what they leave."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from rgpo.errors import RgpoError
+from rgpo.language import refuse
+from rgpo.language.config import RecipeConfig, fit_machine
+from rgpo.language.stages import parsed
+from rgpo.language.trainer import RecipeTrainer
+
+
+@dataclass
+class SupervisedConfig(SFTConfig):
+    """TRL's SFTConfig with defaults that suit the machine."""
+
+    bf16: bool | None = None
+    """None: where a GPU computes in it."""
+
+    activation_checkpointing: bool | None = None
+    """None: with a GPU."""
+
+    gradient_checkpointing: bool | None = None
+    """transformers' old name of `activation_checkpointing`."""
+
+    def __post_init__(self) -> None:
+        fit_machine(self)
+        super().__post_init__()
+
+
+def supervised(
+    model: Any,
+    tokenizer: Any,
+    pairs: list[dict[str, Any]],
+    folder: Path,
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    cpu: bool,
+) -> SFTTrainer:
+    """TRL's SFTTrainer on prompt and completion, with the loss on the completion."""
+    args = SupervisedConfig(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        logging_steps=5,
+        save_steps=max(steps // 4, 1),
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=cpu,
+        max_length=None,
+    )
+    dataset = Dataset.from_list(pairs)
+    return SFTTrainer(model, args=args, train_dataset=dataset, processing_class=tokenizer)
+
+
+def online(config: Any, folder: Path, **changes: Any) -> RecipeConfig:
+    """The settings of `RecipeTrainer` for a job; one row of metrics per update."""
+    steps = config.epochs * config.minibatches
+    batch, rest = divmod(config.prompts * config.group, config.minibatches)
+    if rest:
+        raise RgpoError(
+            f"{config.prompts} prompts of {config.group} completions cannot be split into "
+            f"{config.minibatches} minibatches: change --prompts or --minibatches"
+        )
+    settings = {
+        "recipe": config.recipe,
+        "recipe_options": parsed(config.recipe_options, "recipe-options"),
+        "advantage": config.advantage,
+        "beta": config.beta,
+        "lag": config.lag,
+        "num_generations": config.group,
+        "per_device_train_batch_size": batch,
+        "steps_per_generation": config.minibatches,
+        "num_iterations": config.epochs,
+        "max_steps": config.updates * steps,
+        "max_completion_length": config.max_tokens,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "logging_steps": steps,
+        "save_steps": config.save_every * steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": config.cpu,
+        "seed": config.seed,
+    }
+    settings |= changes | parsed(config.trainer, "trainer")
+    try:
+        return RecipeConfig(str(folder), **settings)
+    except (TypeError, ValueError) as error:
+        raise RgpoError(f"these settings cannot be trained with: {error}") from error
+
+
+def refuse_early(config: Any) -> None:
+    """RgpoError for settings that cannot be trained with, before any stage has cost time."""
+    args = online(config, Path("unused"))
+    refuse.resolve(args)
+    refuse.bad_settings(args, None, tools=False)
+
+
+def adapters(rank: int) -> LoraConfig | None:
+    """LoRA on all linear layers, or None for full fine-tuning."""
+    if rank == 0:
+        return None
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+
+
+def save_policy(trainer: RecipeTrainer, folder: Path) -> None:
+    """The trained policy as one model, adapters merged."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """A finished stage needs none."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

@@ -1,0 +1,189 @@
+"""`rgpo rlvr`: a policy learns from rewards that a program verifies.
+
+warm start (without --model)  ->  accuracy before  ->  online RL  ->  accuracy after
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from rgpo.errors import RgpoError
+from rgpo.language.characters import character_tokenizer, small_model
+from rgpo.language.fitting import (
+    adapters,
+    online,
+    refuse_early,
+    remove_checkpoints,
+    save_policy,
+    supervised,
+)
+from rgpo.language.sample import load_policy
+from rgpo.language.stages import Job, Watch, cache_folder, cached, parsed
+from rgpo.language.trainer import RecipeTrainer
+from rgpo.language.verifiable import Task, load_task
+
+
+@dataclass(frozen=True)
+class RlvrConfig:
+    """A run of `rgpo rlvr`."""
+
+    recipe: str = "rgpo-gate"
+    """Objective by name; `rgpo objectives` lists them."""
+
+    recipe_options: str = ""
+    """Its hyper-parameters as JSON, such as '{"sharpness": 4}'."""
+
+    task: str = "spell_backward"
+    """Any family of reasoning-gym."""
+
+    task_options: str = ""
+    """Settings of the family as JSON, such as '{"max_word_len": 5}'."""
+
+    model: str | None = None
+    """Folder or hub name; default: a model of characters, 0.6 million parameters, made here."""
+
+    lora: int = 0
+    """Rank of LoRA adapters on all linear layers; 0: full fine-tuning."""
+
+    warm_steps: int = 150
+    """Supervised steps on right answers (256 each) for the model of characters."""
+
+    updates: int = 100
+    """Generated batches."""
+
+    prompts: int = 16
+    """Prompts of a generated batch."""
+
+    group: int = 8
+    """Completions of a prompt."""
+
+    epochs: int = 2
+    """Passes over a generated batch."""
+
+    minibatches: int = 2
+    """Optimiser steps of a pass."""
+
+    learning_rate: float = 1e-4
+    """Of the policy."""
+
+    advantage: Literal["group", "leave-one-out", "remax", "critic"] = "group"
+    """Baseline of the reward."""
+
+    beta: float = 0.0
+    """KL penalty to the reference model, in the loss."""
+
+    lag: int = 0
+    """Data are exactly this many updates old."""
+
+    max_tokens: int = 16
+    """Length limit of a completion."""
+
+    entries: int = 4000
+    """Different entries to train on."""
+
+    held_out: int = 256
+    """Different entries to measure accuracy on, before and after."""
+
+    save_every: int = 10
+    """Updates between checkpoints."""
+
+    trainer: str = ""
+    """Any further setting of TRL's GRPOConfig as JSON, such as '{"temperature": 0.8}'."""
+
+    seed: int = 0
+    """Of everything."""
+
+    cpu: bool = False
+    """Do not use a GPU."""
+
+
+def run(config: RlvrConfig, path: Path, watch: Watch) -> dict[str, Any]:
+    """Run or continue the job in `path`; the accuracies."""
+    refuse_early(config)
+    job = Job.open(path, {"job": "rlvr"} | dataclasses.asdict(config), watch)
+    with job.finishing():
+        task = _task(config)
+        held_out, training = task.rows[: config.held_out], task.rows[config.held_out :]
+        if len(training) < config.prompts:
+            raise RgpoError(
+                f"{config.task!r} has {len(task.rows)} different entries, {len(training)} without "
+                "the held-out ones: lower --held-out, or raise --entries or make the task larger"
+            )
+        start = config.model or job.stage("warm", lambda f: _warm(job, config, training, f))["at"]
+        before = job.stage("before", lambda _: _accuracy(task, start, held_out, config))
+        job.stage("trained", lambda f: _learn(job, config, task, start, training, f))
+        trained = str(path / "trained")
+        after = job.stage("after", lambda _: _accuracy(task, trained, held_out, config))
+        result = {"before": before, "after": after, "held_out": len(held_out)}
+        job.run.finish("finished", result=result)
+    return result
+
+
+def _task(config: RlvrConfig) -> Task:
+    chat: bool | None = None
+    if config.model is not None:
+        chat = load_policy(config.model).tokenizer.chat_template is not None
+    size = config.entries + config.held_out
+    options = parsed(config.task_options, "task-options")
+    return load_task(config.task, size, config.seed, chat, **options)
+
+
+def _warm(job: Job, config: RlvrConfig, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The model of characters after some supervised steps; kept in the cache as well."""
+    told = repr((config.task, config.task_options, config.warm_steps, config.entries, config.seed))
+    name = f"rlvr-{config.task}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    if (cache_folder() / name).exists():
+        return {"at": str(cache_folder() / name)}
+    tokenizer = character_tokenizer()
+    pairs = [{"prompt": row["prompt"], "completion": row["answer"].lower()} for row in rows]
+    trainer = supervised(
+        small_model(tokenizer, config.seed), tokenizer, pairs, folder, steps=config.warm_steps,
+        batch=256, learning_rate=2e-3, seed=config.seed, cpu=config.cpu,
+    )  # fmt: skip
+    job.train(trainer, "warm", ("loss",), log=False)
+
+    def keep(place: Path) -> None:
+        trainer.model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+
+    at = cached(name, keep)
+    remove_checkpoints(folder)
+    return {"at": str(at)}
+
+
+def _learn(
+    job: Job,
+    config: RlvrConfig,
+    task: Task,
+    start: str,
+    rows: list[dict[str, Any]],
+    folder: Path,
+) -> dict[str, Any]:
+    args = online(config, job.run.checkpoints)
+    columns = [{"prompt": row["prompt"], "entry": row["entry"]} for row in rows]
+    policy = load_policy(start)
+    trainer = RecipeTrainer(
+        start,
+        task.reward,
+        args,
+        Dataset.from_list(columns),
+        processing_class=policy.tokenizer,
+        peft_config=adapters(config.lora),
+    )
+    job.train(trainer, "trained", ("reward", "ratio/kl_k3", "ratio/ess"), log=True)
+    save_policy(trainer, folder)
+    return {}
+
+
+def _accuracy(
+    task: Task, model: str, rows: list[dict[str, Any]], config: RlvrConfig
+) -> dict[str, Any]:
+    policy = load_policy(model)
+    return {
+        "sampled": task.accuracy(policy, rows, config.max_tokens, greedy=False),
+        "greedy": task.accuracy(policy, rows, config.max_tokens, greedy=True),
+    }
