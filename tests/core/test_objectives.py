@@ -64,6 +64,22 @@ def test_weight_is_the_derivative_of_value(objective, log_ratio, advantage, offs
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("scale", [0.01, 0.3, 2.0])
+def test_the_law_holds_for_advantages_of_both_signs_and_masked_elements(objective, scale):
+    generator = torch.Generator().manual_seed(0)
+    d, a = torch.randn(2, 40, 7, generator=generator, dtype=torch.float64)
+    d, mask = (d * scale).requires_grad_(), torch.rand(40, 7, generator=generator) < 0.7
+    inputs = extra_inputs(objective, d)
+    if "mask" in inputs:
+        inputs["mask"] = mask
+    value = torch.where(mask, objective.value(d, a, **inputs), 0)
+    (gradient,) = torch.autograd.grad(value.sum(), d)
+    with torch.no_grad():
+        weight = torch.where(mask, objective.weight(d, a, **inputs), 0)
+    torch.testing.assert_close(weight, gradient, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("advantage", [1.3, -0.7])
 def test_surrogate_has_the_exact_value_and_gradient(objective, advantage):
     d = torch.linspace(-3, 3, 61, dtype=torch.float64, requires_grad=True)

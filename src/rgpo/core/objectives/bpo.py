@@ -72,7 +72,7 @@ register(
         "gbpo",
         BPO(temperature=1e-4),
         paper="2604.18578",
-        summary="bpo for groups: m is the score less its group's median over the group's std",
+        summary="bpo for groups: by the score less its group's median, over the group's std",
         confidence="formula: the authors' code (verl); temperature: its README, its config has 1",
     ),
 )

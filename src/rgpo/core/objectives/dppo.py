@@ -70,7 +70,7 @@ class DPPO(Objective):
         return self.cap
 
 
-CODE = "formula: the authors' code; deltas: its defaults; cap: what verl's code means, not sets"
+CODE = "formula and deltas: the authors' code (token sums over a constant there); cap 20: TRL's"
 
 register(
     Recipe(

@@ -16,7 +16,8 @@ from rgpo.core.units import unit_mean
 class MaskedPPO(Objective):
     """PPO's J and w, 0 where A < 0 and the sequence's mean of log mu - log pi exceeds a threshold.
 
-    DeepSeek-V3.2's mask (formula: TRL and slime). The dropped tokens stay in the denominator.
+    DeepSeek-V3.2's mask (arXiv 2512.02556; formula: TRL and slime). The dropped tokens stay in the
+    denominator.
     """
 
     clip_low: float = 0.2
@@ -54,8 +55,8 @@ register(
     Recipe(
         "ppo-opsm",
         MaskedPPO(),
-        paper="DeepSeek-V3.2",
-        summary="PPO without the negative sequences that the policy has left",
+        paper="2512.02556",
+        summary="PPO without the negative sequences that the policy has left: DeepSeek-V3.2's mask",
         reduction="sequence-mean",
         confidence="formula: frameworks' code; threshold 0.5: TRL's suggestion",
     )

@@ -139,10 +139,17 @@ class REC(Objective):
 
 
 CODE = "formula and defaults: the authors' code (Trinity-RFT)"
+OTHERS = "formula and c: Trinity-RFT, the code of 2509.24203"
 
 
-def _recipe(name: str, objective: REC, summary: str, paper: str = "2509.24203") -> Recipe:
-    return Recipe(name, objective, paper=paper, summary=summary, confidence=CODE)
+def _recipe(
+    name: str,
+    objective: REC,
+    summary: str,
+    paper: str = "2509.24203",
+    confidence: str = CODE,
+) -> Recipe:
+    return Recipe(name, objective, paper=paper, summary=summary, confidence=confidence)
 
 
 register(
@@ -165,12 +172,14 @@ register(
         "rec-ring",
         REC(mask="ring", weighting="is"),
         "rec-twoside that also keeps restoring samples far outside",
+        confidence=CODE + "; weight r: their REC-Ring-IS, their documented REC-Ring has none",
     ),
     _recipe(
         "opmd-kimi",
         REC(regularizer="k2", coefficient=0.1),
         "REINFORCE with a quadratic penalty on the log-ratio: dro at beta = 0.2",
         "2501.12599",
+        OTHERS,
     ),
     _recipe(
         "opmd-trinity",
@@ -182,6 +191,7 @@ register(
         REC(regularizer="forward-kl", coefficient=0.1),
         "REINFORCE with a baseline lowered by c",
         "2506.20520",
+        OTHERS,
     ),
     _recipe(
         "red-weight",

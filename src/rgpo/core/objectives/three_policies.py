@@ -148,15 +148,15 @@ register(
     Recipe(
         "ppo-tis",
         DecoupledPPO(correction_high=2.0),
-        paper="verl, slime (truncated importance sampling)",
-        summary="PPO times the truncated ratio of the training to the inference engine",
+        paper="verl, slime",
+        summary="PPO times the truncated ratio of the training to the inference engine (TIS)",
         confidence="formula and cap 2: frameworks' code",
     ),
     Recipe(
         "ppo-mis",
         DecoupledPPO(guard="mask", correction_low=0.5, correction_high=2.0),
-        paper="verl, TRL (masked importance sampling, IcePop)",
-        summary="PPO without the tokens whose training and inference engines disagree",
+        paper="verl, TRL",
+        summary="PPO without the tokens whose training and inference engines disagree (IcePop)",
         confidence="formula: frameworks' code; [0.5, 2]: TRL's example",
     ),
     Recipe(

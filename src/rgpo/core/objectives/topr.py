@@ -36,6 +36,6 @@ register(
         TOPR(),
         paper="2503.14286",
         summary="likelihood for A > 0, truncated token ratio for A < 0",
-        confidence="formula: paper; token level: ROLL's code",
+        confidence="formula: third-party notes on the paper; token level: ROLL's code",
     ),
 )

@@ -3,7 +3,7 @@
 from rgpo.core.objectives.ppo import PPO
 from rgpo.core.recipes import Recipe, register
 
-_SOURCE = "formula: third-party notes; default 0.2: paper"
+_SOURCE = "formula and default 0.2: third-party notes"
 
 register(
     Recipe(
