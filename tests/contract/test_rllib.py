@@ -6,7 +6,7 @@ import gymnasium as gym
 import pytest
 import ray
 import torch
-from common import token_batch, with_extremes
+from common import run_example, token_batch, with_extremes
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
@@ -19,6 +19,13 @@ from rgpo.errors import RgpoError
 
 HOST = {"use_kl_loss": False, "clip_param": 0.2}
 """RLlib's PPO with the clip of recipe `ppo`, which has no KL penalty."""
+
+
+def test_the_readmes_example_runs_as_written(capsys):
+    run_example("README.md", "rgpo.adapters.rllib")["algorithm"].stop()
+    ray.shutdown()
+    returns = [float(line) for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert returns[-1] > 1.5 * returns[0]
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +125,18 @@ def test_the_gradient_differs_from_recipe_to_recipe():
         assert all((one - other).abs().max() > 1e-4 for other in found[:i]), names[i]
 
 
-def test_log_ratios_of_200_break_rllibs_gradient_and_not_ours():
-    """A masked sample at that ratio is harmless in RLlib too; an unmasked one is not."""
+@pytest.mark.parametrize("masked", [True, False])
+def test_log_ratios_of_200_break_rllibs_gradient_and_not_ours(masked):
+    """A masked sample alone does it too: RLlib's loss is then finite, and its gradient NaN."""
     host = learner(**HOST)
-    batch = batch_of(with_extremes(token_batch(64)), host)
-    assert not torch.isfinite(loss_and_gradient(host, batch)[1]).all()
+    tokens = token_batch(64)
+    batch = batch_of(tokens, host)
+    log_prob, extreme = batch[Columns.ACTION_LOGP], batch_of(with_extremes(tokens), host)
+    where = tokens.mask != masked
+    batch[Columns.ACTION_LOGP] = torch.where(where, extreme[Columns.ACTION_LOGP], log_prob)
+    loss, gradient = loss_and_gradient(host, batch)
+    assert torch.isfinite(loss) or not masked
+    assert not torch.isfinite(gradient).all()
     for name in ("ppo", "rgpo", "cispo"):
         loss, gradient = loss_and_gradient(learner(**rllib.training(name)), batch)
         assert torch.isfinite(loss), name

@@ -22,7 +22,7 @@ from rgpo.adapters.common import (
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
 
-require_version("rsl-rl-lib", "5.5.0", "5.6", extra="rsl-rl")
+require_version("rsl-rl-lib", "5.4.2", "5.6", extra="rsl-rl")
 from rsl_rl.algorithms import PPO  # noqa: E402
 from rsl_rl.storage import RolloutStorage  # noqa: E402
 

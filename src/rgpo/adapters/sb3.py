@@ -21,7 +21,7 @@ from rgpo.adapters.common import (
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
 
-require_version("stable_baselines3", "2.9.0", "2.10", extra="sb3")
+require_version("stable_baselines3", "2.7.1", "2.10", extra="sb3")
 from stable_baselines3 import PPO  # noqa: E402
 from stable_baselines3.common.distributions import Distribution, kl_divergence  # noqa: E402
 from stable_baselines3.common.type_aliases import RolloutBufferSamples  # noqa: E402

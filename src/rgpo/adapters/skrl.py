@@ -53,13 +53,15 @@ class GatedPPO(PPO):
                 f"recipe {self.recipe.name!r} needs the exact KL, which skrl's models of several "
                 "discrete actions do not give: take a recipe without KL penalty"
             )
+        self.behavior = copy.deepcopy(self.policy)
         self.checkpoint_modules["rgpo"] = self
 
     def update(self, *, timestep: int, timesteps: int) -> None:
         """The update of skrl, with the gradient of the recipe's loss at the log-probs."""
         present: dict[str, Tensor] = {}
         rows: list[dict[str, float]] = []
-        draw, evaluate, behavior = self.memory.sample, self.policy.act, copy.deepcopy(self.policy)
+        draw, evaluate, behavior = self.memory.sample, self.policy.act, self.behavior
+        behavior.load_state_dict(self.policy.state_dict())
 
         def sample(*, names: list[str], **how: Any) -> Any:
             for tensors in draw(names=names, **how):
