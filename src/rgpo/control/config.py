@@ -116,6 +116,10 @@ class TrainConfig:
     learner: Literal["auto", "plain", "fast"] = "auto"
     """plain: autograd, any network. fast: hand-written backward for MLPs. auto: fast if it can."""
 
+    device: str = "cpu"
+    """Where the policies learn, such as cuda; environments stay on the CPU, and every rollout is
+    transferred once. Acting then costs two transfers per step."""
+
     compile: bool = False
     """Compile the fast learner with torch.compile: pays beyond about a million steps (the first
     update then takes some 20 s, 2 to 5 s once cached)."""

@@ -2,7 +2,8 @@
 
 All parameters of all runs live in one matrix (R, P); the modules of `networks` are views of it.
 Actor and critic, and the runs, are the batch of batched matrix products; Adam and the gradient
-clip are a few operations on the whole matrix. No graph is recorded. Tested against
+clip are a few operations on the whole matrix. No graph is recorded, and the host never waits for
+the device inside an update. Tested against
 `learner.PlainLearner` for every recipe. MLPs of equal widths on vector observations, diagonal
 normal (free deviation) or one categorical action: `FastLearner.supports` says so.
 """
@@ -25,7 +26,6 @@ from rgpo.core.recipes import Recipe
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-5
 UNROLL = 8
-MINUS_ONE = torch.tensor(-1.0)
 
 
 class FastLearner:
@@ -62,9 +62,11 @@ class FastLearner:
         self.gaussian = policies[0].gaussian
         self.set_recipes(recipes)
         targets = [math.inf if c.target_kl is None else 1.5 * c.target_kl for c in configs]
-        self.kl_limit = torch.tensor(targets).view(-1, 1)
+        self.device = next(policies[0].parameters()).device
+        self.kl_limit = torch.tensor(targets, device=self.device).view(-1, 1)
         self.stops = any(math.isfinite(t) for t in targets)
-        self.max_norm = torch.tensor(self.config.max_grad_norm or math.inf)
+        self.max_norm = torch.tensor(self.config.max_grad_norm or math.inf, device=self.device)
+        self.minus_one = torch.tensor(-1.0, device=self.device)
         self._adopt(policies)
         self.first_moment = torch.zeros_like(self.parameters)
         self.second_moment = torch.zeros_like(self.parameters)
@@ -100,11 +102,12 @@ class FastLearner:
         for name, shape in shapes:
             self.segments[name] = (offset, shape)
             offset += math.prod(shape)
-        self.parameters = torch.empty(self.runs, offset)
+        self.parameters = torch.empty(self.runs, offset, device=self.device)
         for r, policy in enumerate(policies):
             self._bind(policy, r)
-        view = self._views(self.parameters)
-        self.arrays = {name: tensor.numpy() for name, tensor in view.items()}
+        if self.device.type == "cpu":
+            view = self._views(self.parameters)
+            self.arrays = {name: tensor.numpy() for name, tensor in view.items()}
 
     def _bind(self, policy: ActorCritic, run: int) -> None:
         for name, parameter in policy.named_parameters():
@@ -145,6 +148,8 @@ class FastLearner:
 
     def act(self, observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         """Actor alone, in NumPy: at a batch of 8 the dispatch of torch costs more than the sums."""
+        if self.device.type != "cpu":
+            return self._act_on_device(observation["vector"], noise)
         weights, hidden = self.arrays, observation["vector"]
         for layer in range(self.layers):
             hidden = hidden @ weights[f"w{layer}"][:, 0].swapaxes(1, 2)
@@ -155,6 +160,12 @@ class FastLearner:
             return output + np.exp(weights["log_std"]) * noise
         sample = self.distribution.sample(torch.from_numpy(output), torch.from_numpy(noise))
         return sample.numpy()
+
+    @torch.no_grad()
+    def _act_on_device(self, vector: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        parameters, _ = self.evaluate({"vector": torch.from_numpy(vector).to(self.device)})
+        drawn = torch.from_numpy(noise).to(self.device)
+        return self.distribution.sample(parameters, drawn).cpu().numpy()
 
     def _activate_array(self, hidden: np.ndarray) -> np.ndarray:
         if self.config.activation == "tanh":
@@ -183,7 +194,7 @@ class FastLearner:
                 continue
             # tanh x = 2 sigmoid(2x) - 1: within 2e-7 of torch.tanh, at a quarter of its time
             doubled = torch.baddbmm(bias, hidden[-1], weight, beta=2, alpha=2)
-            hidden.append(torch.add(MINUS_ONE, torch.sigmoid(doubled), alpha=2))
+            hidden.append(torch.add(self.minus_one, torch.sigmoid(doubled), alpha=2))
         return hidden
 
     def _heads(self, views: dict[str, Tensor], top: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,12 +220,13 @@ class FastLearner:
         epochs, size = order.shape[1], self.config.minibatch_size
         count = order.shape[2] // size
         adam = self._adam_scales(schedule.learning_rate, epochs * count)
-        penalties = _penalties(schedule)
-        active = torch.ones(self.runs, 1, dtype=torch.bool)
+        penalties = self._penalties(schedule)
+        active = torch.ones(self.runs, 1, dtype=torch.bool, device=self.device)
         norms = []
-        offset = torch.arange(self.runs).view(-1, 1) * order.shape[2]
+        rows = torch.from_numpy(order + np.arange(self.runs)[:, None, None] * order.shape[2])
+        rows = rows.to(self.device)
         for epoch in range(epochs):
-            index = (torch.from_numpy(order[:, epoch]) + offset).flatten()
+            index = rows[:, epoch].flatten()
             data = self._shuffle(batch, index, count)
             data["adam"] = adam[:, epoch * count : (epoch + 1) * count]
             for first in range(0, count, UNROLL):
@@ -259,7 +271,17 @@ class FastLearner:
         t = self.steps[:, None] + np.arange(1, steps + 1)
         root = np.sqrt(1 - BETA2**t)
         size = learning_rate[:, None] * root / (1 - BETA1**t)
-        return torch.from_numpy(np.stack([size, EPSILON * root], -1).astype(np.float32))
+        scales = np.stack([size, EPSILON * root], -1).astype(np.float32)
+        return torch.from_numpy(scales).to(self.device)
+
+    def _penalties(self, schedule: Schedule) -> tuple[Tensor | None, Tensor | None]:
+        """Coefficients (R, 1) of the forward and the reverse KL; None where no run has one."""
+
+        def column(array: np.ndarray) -> Tensor | None:
+            values = torch.from_numpy(array.astype(np.float32)).view(-1, 1).to(self.device)
+            return values if array.any() else None
+
+        return column(schedule.kl_coefficient), column(schedule.reverse_kl_coefficient)
 
     def _several(
         self,
@@ -393,7 +415,7 @@ class FastLearner:
         return norm
 
     def _result(self, norms: Tensor) -> dict[str, np.ndarray]:
-        total, count = norms.sum(0).unbind(1)
+        total, count = norms.sum(0).cpu().unbind(1)
         taken = count.numpy().astype(np.int64)
         self.steps += taken
         mean = (total / torch.clamp(count, min=1)).numpy()
@@ -422,15 +444,6 @@ class FastLearner:
             for key, matrix in moments.items():
                 home = self._home(name, matrix[run])
                 home.copy_(state[f"adam.{key}.{name}"].view_as(home))
-
-
-def _penalties(schedule: Schedule) -> tuple[Tensor | None, Tensor | None]:
-    """Coefficients (R, 1) of the forward and the reverse KL; None where no run has one."""
-    found = []
-    for array in (schedule.kl_coefficient, schedule.reverse_kl_coefficient):
-        column = torch.from_numpy(array.astype(np.float32)).view(-1, 1)
-        found.append(column if column.any() else None)
-    return found[0], found[1]
 
 
 def _gaussian_head(mean: Tensor, log_std: Tensor, action: Tensor):  # noqa: ANN202

@@ -124,6 +124,7 @@ class PlainLearner:
     ) -> None:
         self.policies, self.recipes = policies, list(recipes)
         self.distribution, self.configs = distribution, configs
+        self.device = next(policies[0].parameters()).device
         self.optimizers = [torch.optim.Adam(p.parameters(), eps=1e-5) for p in policies]
 
     def set_recipes(self, recipes: list[Recipe]) -> None:
@@ -150,9 +151,9 @@ class PlainLearner:
         """See `Learner`."""
         actions = []
         for r, policy in enumerate(self.policies):
-            inputs = {k: torch.from_numpy(v[r]) for k, v in observation.items()}
-            sample = self.distribution.sample(policy.policy(inputs), torch.from_numpy(noise[r]))
-            actions.append(sample.numpy())
+            inputs = {k: torch.from_numpy(v[r]).to(self.device) for k, v in observation.items()}
+            drawn = torch.from_numpy(noise[r]).to(self.device)
+            actions.append(self.distribution.sample(policy.policy(inputs), drawn).cpu().numpy())
         return np.stack(actions)
 
     @torch.no_grad()
@@ -168,23 +169,24 @@ class PlainLearner:
 
     def update(self, batch: Batch, order: np.ndarray, schedule: Schedule) -> dict[str, np.ndarray]:
         """See `Learner`."""
-        results = []
+        results, shuffled = [], torch.from_numpy(order).to(self.device)
         for r in range(len(self.policies)):
             for group in self.optimizers[r].param_groups:
                 group["lr"] = float(schedule.learning_rate[r])
             penalties = (schedule.kl_coefficient[r], schedule.reverse_kl_coefficient[r])
-            results.append(self._update_run(r, batch.run(r), order[r], penalties))
-        return {k: np.array([result[k] for result in results]) for k in results[0]}
+            results.append(self._update_run(r, batch.run(r), shuffled[r], penalties))
+        return _summary(results)
 
     def _update_run(
-        self, r: int, batch: Batch, order: np.ndarray, penalties: tuple[float, float]
-    ) -> dict[str, float]:
+        self, r: int, batch: Batch, order: Tensor, penalties: tuple[float, float]
+    ) -> list[Tensor]:
+        """The gradient norm of every step taken; the host waits only for a KL that may stop it."""
         config, policy = self.configs[r], self.policies[r]
         natural = self.recipes[r].step == "natural-gradient"
         if natural:
             natural_gradient_step(policy, self.distribution, batch, config)
         norms = []
-        for epoch in torch.from_numpy(order):
+        for epoch in order:
             for index in epoch.split(config.minibatch_size):
                 sample = batch[index]
                 parameters, value = policy(sample.observation)
@@ -192,14 +194,14 @@ class PlainLearner:
                 if not natural:
                     policy_loss, kl = self._policy_loss(r, parameters, sample, penalties)
                     if config.target_kl is not None and kl > 1.5 * config.target_kl:
-                        return _summary(norms)
+                        return norms
                     loss = loss + policy_loss
                 norms.append(self._step(r, loss, config.max_grad_norm))
-        return _summary(norms)
+        return norms
 
     def _policy_loss(
         self, r: int, parameters: Tensor, sample: Batch, penalties: tuple[float, float]
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, Tensor]:
         """Surrogate, KL penalties and entropy bonus of one minibatch; and its k3 estimate."""
         config, mask, objective = self.configs[r], sample.mask, self.recipes[r].objective
         log_prob = self.distribution.log_prob(parameters, sample.action)
@@ -226,15 +228,15 @@ class PlainLearner:
         if config.entropy_coefficient:
             entropy = self.distribution.entropy(parameters)
             loss = loss - config.entropy_coefficient * token_mean(entropy, mask)
-        return loss, float(token_mean(k3(log_ratio.detach()), mask))
+        return loss, token_mean(k3(log_ratio.detach()), mask)
 
-    def _step(self, r: int, loss: Tensor, max_grad_norm: float) -> float:
+    def _step(self, r: int, loss: Tensor, max_grad_norm: float) -> Tensor:
         self.optimizers[r].zero_grad()
         loss.backward()
         limit = max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.policies[r].parameters(), limit)
         self.optimizers[r].step()
-        return float(norm)
+        return norm
 
     def state(self, run: int) -> dict[str, Tensor]:
         """See `Learner`."""
@@ -252,7 +254,9 @@ class PlainLearner:
         for name, parameter in policy.named_parameters():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"adam.{key}.{name}" in state:
-                    optimizer.state[parameter][key] = state[f"adam.{key}.{name}"].clone()
+                    saved = state[f"adam.{key}.{name}"].clone()
+                    home = "cpu" if key == "step" else self.device  # as torch.optim keeps them
+                    optimizer.state[parameter][key] = saved.to(home)
 
 
 def objective_inputs(
@@ -300,6 +304,7 @@ def load_policy(policy: ActorCritic, state: dict[str, Tensor]) -> None:
     )
 
 
-def _summary(norms: list[float]) -> dict[str, float]:
-    mean = float(np.mean(norms)) if norms else 0.0
-    return {"gradient_norm": mean, "optimizer_steps": float(len(norms))}
+def _summary(norms: list[list[Tensor]]) -> dict[str, np.ndarray]:
+    means = [torch.stack(own).double().mean() if own else torch.tensor(0.0) for own in norms]
+    steps = np.array([float(len(own)) for own in norms])
+    return {"gradient_norm": np.array([float(mean) for mean in means]), "optimizer_steps": steps}

@@ -37,6 +37,7 @@ from rgpo.control.certify import (
     total_variation,
 )
 from rgpo.control.config import TrainConfig, shared_fields
+from rgpo.control.device import usable_device
 from rgpo.control.distributions import Categorical, distribution_for
 from rgpo.control.environments import make_environments
 from rgpo.control.fast import FastLearner
@@ -86,6 +87,7 @@ class Trainer:
         self.config = config = self.configs[0]
         self.runs, self.envs, self.time = len(configs), config.num_envs, config.rollout_steps
         self.recipes = [c.resolve() for c in self.configs]
+        self.device = usable_device(config.device)
         self.environments = make_environments(
             config.env, self._environment_seeds(generation), backend=config.backend
         )
@@ -148,7 +150,9 @@ class Trainer:
                 )
 
     def _make_learner(self, shapes: dict[str, tuple[int, ...]]) -> Learner:
-        policies = [ActorCritic(shapes, self.distribution, c, c.seed) for c in self.configs]
+        policies = [
+            ActorCritic(shapes, self.distribution, c, c.seed).to(self.device) for c in self.configs
+        ]
         arguments = (policies, self.recipes, self.distribution, self.configs)
         supported = FastLearner.supports(shapes, self.distribution, self.recipes, self.config)
         if self.config.learner == "fast" and not supported:
@@ -291,7 +295,7 @@ class Trainer:
         done = rollout.terminated | rollout.truncated
         reward = self.scaler(np.moveaxis(rollout.reward, 0, 1), np.moveaxis(done, 0, 1))
         observation = {
-            k: torch.from_numpy(v.reshape(self.runs, -1, *v.shape[3:]))
+            k: self._tensor(v.reshape(self.runs, -1, *v.shape[3:]))
             for k, v in rollout.observation.items()
         }
         parameters, values = self.learner.evaluate(observation)
@@ -303,15 +307,15 @@ class Trainer:
                 parameters, _ = self.learner.evaluate(observation)
         values = values.view(self.runs, self.time + 1, self.envs).transpose(0, 1)
         advantage, returns = gae(
-            torch.from_numpy(np.ascontiguousarray(reward)),
+            self._tensor(np.ascontiguousarray(reward)),
             values[:-1],
             values[1:],
-            torch.from_numpy(np.moveaxis(rollout.terminated, 0, 1)),
-            torch.from_numpy(np.moveaxis(rollout.truncated, 0, 1)),
+            self._tensor(np.moveaxis(rollout.terminated, 0, 1)),
+            self._tensor(np.moveaxis(rollout.truncated, 0, 1)),
             self.config.gamma,
             self.config.lam,
         )
-        action = torch.from_numpy(rollout.action.reshape(self.runs, size, -1))
+        action = self._tensor(rollout.action.reshape(self.runs, size, -1))
 
         def by_run(tensor: Tensor) -> Tensor:
             return tensor.transpose(0, 1).reshape(self.runs, size)
@@ -325,9 +329,13 @@ class Trainer:
             advantage=by_run(advantage),
             returns=by_run(returns),
             value=by_run(values[:-1]),
-            mask=torch.from_numpy(rollout.valid.reshape(self.runs, size)),
+            mask=self._tensor(rollout.valid.reshape(self.runs, size)),
         )
         return batch, before
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        """On the learner's device; on the CPU the same memory."""
+        return torch.from_numpy(array).to(self.device)
 
     @contextmanager
     def _acting(self, parameters: Tensor) -> Iterator[None]:
@@ -380,10 +388,11 @@ class Trainer:
         metrics["kl"] = torch.where(mask, kl, 0).sum(-1) / count
         metrics["kl_behavior"] = torch.where(mask, behavior_kl, 0).sum(-1) / count
         metrics["kl_spike"] = (metrics["kl"] > KL_SPIKE).float()
-        metrics |= self._certificates(batch, parameters, log_ratio, behavior_kl)
         metrics["entropy"] = torch.where(mask, entropy, 0).sum(-1) / count
         metrics["explained_variance"] = explained_variance(batch.value, batch.returns, mask)
-        return {name: tensor.double().numpy() for name, tensor in metrics.items()}
+        table = torch.stack([tensor.double() for tensor in metrics.values()]).cpu().numpy()
+        found = self._certificates(batch, parameters, log_ratio, behavior_kl)
+        return dict(zip(metrics, table, strict=True)) | {k: v.numpy() for k, v in found.items()}
 
     def _certificates(
         self,
@@ -393,10 +402,13 @@ class Trainer:
         kl: Tensor,
         confidence: float = CONFIDENCE,
     ) -> dict[str, Tensor]:
-        """What the rollout guarantees about the policies with these `parameters` (R, N, P)."""
+        """What the rollout guarantees about policies with these `parameters` (R, N, P); on the CPU.
+
+        `certify` tells reasons, and so looks at numbers.
+        """
         tv = total_variation(self.distribution, batch.parameters, parameters, kl)
         objectives = [recipe.objective for recipe in self.recipes]
-        data = (log_ratio, batch.advantage, tv, batch.mask)
+        data = [x.cpu() for x in (log_ratio, batch.advantage, tv, batch.mask)]
         return certify_runs(objectives, *data, gamma=self.config.gamma, confidence=confidence)
 
     @torch.no_grad()
@@ -447,9 +459,9 @@ class Trainer:
         present = self.learner.parameters_of_runs()
         self.past.append(present)
         if self.anchors is not None:
-            self.anchors.update(present, torch.from_numpy(metrics["optimizer_steps"]).view(-1, 1))
+            self.anchors.update(present, self._tensor(metrics["optimizer_steps"]).view(-1, 1))
             floors = np.array([recipe.anchor_reset for recipe in self.recipes])
-            behind = torch.from_numpy(1 - metrics["active_clip_fraction"] < floors)
+            behind = self._tensor(1 - metrics["active_clip_fraction"] < floors)
             self.anchors.reset(present, behind.view(-1, 1))
 
     def _adapt_objectives(self, metrics: dict[str, np.ndarray]) -> None:
@@ -521,7 +533,7 @@ class Trainer:
         if self.anchors is not None:
             tensors |= {f"anchor.{k}": v[run].clone() for k, v in self.anchors.state_dict().items()}
         penalty = self.penalties[run]
-        return tensors, {
+        return {k: v.cpu() for k, v in tensors.items()}, {
             "generator": checkpoint.generator_state(self.generators[run]),
             "kl_coefficient": None if penalty is None else penalty.coefficient,
             "objective": asdict(self.recipes[run].objective),
@@ -571,12 +583,15 @@ class Trainer:
         self.learner.set_recipes(self.recipes)
         self.past.append(self.learner.parameters_of_runs())
         if self.config.staleness:
-            rows = torch.stack([one.tensors["past"] for one in saved], 1)
+            rows = torch.stack([one.tensors["past"] for one in saved], 1).to(self.device)
             self.past.extend(rows.unbind(0))
         if self.anchors is not None:
             names = self.anchors.state_dict()
             self.anchors.load_state_dict(
-                {k: torch.stack([one.tensors[f"anchor.{k}"] for one in saved]) for k in names}
+                {
+                    k: torch.stack([one.tensors[f"anchor.{k}"] for one in saved]).to(self.device)
+                    for k in names
+                }
             )
 
 

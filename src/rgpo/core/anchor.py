@@ -14,9 +14,10 @@ class ParameterAverage:
     """
 
     def __init__(self, parameters: Tensor, decay: Tensor | float) -> None:
-        self.decay = torch.as_tensor(decay, dtype=parameters.dtype, device=parameters.device)
-        if not bool(((self.decay >= 0) & (self.decay < 1)).all()):
+        given = torch.as_tensor(decay, dtype=parameters.dtype)
+        if not bool(((given >= 0) & (given < 1)).all()):
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = given.to(parameters.device)
         self.average = parameters.detach().clone()
         self.weight = torch.ones_like(self.decay)
 

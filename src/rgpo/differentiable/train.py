@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgpo.control.device import usable_device
 from rgpo.control.normalize import RunningMoments
 from rgpo.core.advantage import gae
 from rgpo.core.diagnostics import KL_SPIKE, explained_variance, ratio_diagnostics
@@ -81,7 +82,7 @@ class ReparamTrainer:
         self.config, self.configs = config, [config]
         self.recipe = config.resolve()
         self.penalty: KLPenalty | None = self.recipe.kl
-        self.device, self.dtype = _device(config.device), getattr(torch, config.dtype)
+        self.device, self.dtype = usable_device(config.device), getattr(torch, config.dtype)
         self.task = make_task(config.env)
         self.environments = TaskVectorEnv(
             self.task, config.num_envs, seed=config.seed, device=self.device, dtype=self.dtype
@@ -543,16 +544,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 def _norms(norms: list[Tensor]) -> dict[str, Any]:
     mean = torch.stack(norms).mean() if norms else torch.tensor(0.0)
     return {"gradient_norm": mean, "optimizer_steps": len(norms)}
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        sentence = str(error).splitlines()[0]
-        raise RgpoError(f"device {name!r} cannot be used here ({sentence}): use cpu") from error
-    return device
 
 
 def _free_bytes(device: torch.device) -> int:
