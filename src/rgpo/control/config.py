@@ -12,7 +12,15 @@ from rgpo.errors import RgpoError
 PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl", "max_kl")
 """Fields in which runs that are trained together as one computation may differ."""
 
-_COUNTS = ("steps", "num_envs", "rollout_steps", "epochs", "minibatch_size", "keep")
+_COUNTS = (
+    "steps",
+    "num_envs",
+    "env_factor",
+    "rollout_steps",
+    "epochs",
+    "minibatch_size",
+    "keep",
+)
 _POSITIVE = ("learning_rate", "max_kl", "checkpoint_every", "target_kl", "value_clip")
 _NOT_NEGATIVE = ("seed", "staleness", "eval_episodes", "max_grad_norm", "value_coefficient")
 
@@ -37,7 +45,11 @@ class TrainConfig:
     """Environment steps in total, rounded up to whole rollouts."""
 
     num_envs: int = 8
-    """E: environments stepped together."""
+    """Environments stepped together."""
+
+    env_factor: int = 1
+    """Times as many environments with the inner loop of num_envs: minibatch size, epochs and
+    learning rate stay as they are, the number of minibatches grows (arXiv 2603.06009)."""
 
     rollout_steps: int = 256
     """T: steps of every environment between two updates."""
@@ -46,7 +58,7 @@ class TrainConfig:
     """Passes over a rollout in one update."""
 
     minibatch_size: int = 64
-    """Samples per optimiser step; must divide num_envs * rollout_steps."""
+    """Samples per optimiser step; must divide the samples of a rollout."""
 
     learning_rate: float = 3e-4
     """Adam's learning rate (epsilon 1e-5) at the start."""
@@ -178,9 +190,14 @@ class TrainConfig:
         return " ".join((self.recipe, *self.set))
 
     @property
+    def envs(self) -> int:
+        """Environments of one run, E."""
+        return self.num_envs * self.env_factor
+
+    @property
     def batch_size(self) -> int:
         """Samples in one rollout, N = E * T."""
-        return self.num_envs * self.rollout_steps
+        return self.envs * self.rollout_steps
 
     @property
     def updates(self) -> int:
@@ -217,7 +234,20 @@ class TrainConfig:
                 "the statistics of the observations move the policy between updates, which no "
                 "certificate covers: use --normalize-observations False"
             )
-        return found
+        return found + self._scaling_warnings()
+
+    def _scaling_warnings(self) -> list[str]:
+        """More environments than usual together with an inner loop that is not the usual one."""
+        usual = {f.name: f.default for f in fields(self)}
+        names = ("minibatch_size", "epochs", "learning_rate")
+        changed = [f"{n} {getattr(self, n):g}" for n in names if getattr(self, n) != usual[n]]
+        if self.num_envs <= usual["num_envs"] or not changed:
+            return []
+        return [
+            f"{self.num_envs} environments together with {' and '.join(changed)}: learning "
+            "stagnates if the inner loop changes as environments grow (arXiv 2603.06009): if these "
+            "were chosen for fewer environments, say --num-envs FEWER --env-factor TIMES"
+        ]
 
 
 def shared_fields(configs: list[TrainConfig]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Trainer:
         self.configs = list(configs)
         shared_fields(self.configs)
         self.config = config = self.configs[0]
-        self.runs, self.envs, self.time = len(configs), config.num_envs, config.rollout_steps
+        self.runs, self.envs, self.time = len(configs), config.envs, config.rollout_steps
         self.recipes = [c.resolve() for c in self.configs]
         self.device = usable_device(config.device)
         self.environments = make_environments(
