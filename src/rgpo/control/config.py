@@ -243,11 +243,12 @@ class TrainConfig:
         changed = [f"{n} {getattr(self, n):g}" for n in names if getattr(self, n) != usual[n]]
         if self.num_envs <= usual["num_envs"] or not changed:
             return []
-        return [
+        sentence = (
             f"{self.num_envs} environments together with {' and '.join(changed)}: learning "
             "stagnates if the inner loop changes as environments grow (arXiv 2603.06009): if these "
             "were chosen for fewer environments, say --num-envs FEWER --env-factor TIMES"
-        ]
+        )
+        return [sentence]
 
 
 def shared_fields(configs: list[TrainConfig]) -> dict[str, Any]:
