@@ -10,11 +10,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from scipy.stats import trim_mean
 
 from rgpo.control.train import Rows
 
 RECENT = 10
-"""Updates over which the shown return, KL and spikes are averaged."""
+"""Updates of every run over which the shown return, KL and spikes are averaged."""
 
 
 class _Display:
@@ -33,6 +34,7 @@ class _Display:
         )
         self.task = self.bar.add_task(title, total=1.0, note="starting")
         self.started = time.perf_counter()
+        self.first_shown: tuple[float, float] | None = None  # when, and how much was done
         self.live = Live(self.bar, console=console, refresh_per_second=4, transient=False)
         self.said = 0.0
 
@@ -59,7 +61,17 @@ class _Display:
         elif fraction >= self.said + 0.1 or fraction >= 1:
             self.said = fraction
             seconds = time.perf_counter() - self.started
-            self.console.print(f"{fraction:4.0%}  {seconds:5.0f} s  {note}", highlight=False)
+            told = f"{fraction:4.0%}  {seconds:5.0f} s{self._left(fraction)}  {note}"
+            self.console.print(told, highlight=False)
+        if self.first_shown is None:
+            self.first_shown = time.perf_counter(), fraction
+
+    def _left(self, fraction: float) -> str:
+        """Time left at the speed since the first update, which alone pays for what is made once."""
+        when, done = self.first_shown or (0.0, 1.0)
+        if not done < fraction < 1:
+            return ""
+        return f", {(time.perf_counter() - when) * (1 - fraction) / (fraction - done):.0f} s left"
 
     def speed(self, steps: float) -> str:
         """Environment steps per second since the start."""
@@ -120,14 +132,13 @@ class ComparisonProgress(_Display):
         self.show(fraction, note, table)
 
     def _arm(self, arm: str) -> tuple[str, str, str]:
-        rows = [
-            row
-            for (group, i), history in self.history.items()
-            if self.labels[group][i] == arm
-            for row in history
-        ]
+        """Interquartile mean of the runs' returns, means of KL and spikes."""
+        runs = [h for (group, i), h in self.history.items() if self.labels[group][i] == arm]
+        rows = [row for history in runs for row in history]
+        returns = [_mean(history, "return") for history in runs]
+        known = [one for one in returns if one is not None]
         return (
-            _recent(rows, "return"),
+            f"{trim_mean(known, 0.25):.1f}" if known else "-",
             _recent(rows, "kl", ".4f"),
             _recent(rows, "kl_spike", ".0%"),
         )
@@ -135,7 +146,7 @@ class ComparisonProgress(_Display):
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2))
         table.add_column("recipe")
-        for heading in (f"return, last {RECENT} updates", "KL", "KL spikes"):
+        for heading in (f"return (IQM), last {RECENT} updates", "KL", "KL spikes"):
             table.add_column(heading, justify="right")
         for arm in self.arms:
             table.add_row(arm, *self._arm(arm))
@@ -185,5 +196,10 @@ class StageProgress:
 
 
 def _recent(rows: Sequence[dict[str, float | None]], key: str, style: str = ".1f") -> str:
-    numbers = [row[key] for row in rows if row.get(key) is not None]
-    return format(float(np.mean(numbers)), style) if numbers else "-"  # type: ignore[arg-type]
+    mean = _mean(rows, key)
+    return "-" if mean is None else format(mean, style)
+
+
+def _mean(rows: Sequence[dict[str, float | None]], key: str) -> float | None:
+    numbers = [number for row in rows if (number := row.get(key)) is not None]
+    return float(np.mean(numbers)) if numbers else None
