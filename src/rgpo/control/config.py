@@ -1,13 +1,11 @@
 """Everything one control run depends on."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from rgpo.core import recipes
 from rgpo.core.diagnostics import NO_SPREAD
-from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
+from rgpo.settings import Settings
 
 PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl", "max_kl")
 """Fields in which runs that are trained together as one computation may differ."""
@@ -26,7 +24,7 @@ _NOT_NEGATIVE = ("seed", "staleness", "eval_episodes", "max_grad_norm", "value_c
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Defaults are the usual ones of PPO on MuJoCo (8 environments x 256 steps, 10 epochs)."""
 
     env: str = "Hopper-v5"
@@ -162,7 +160,6 @@ class TrainConfig:
                 f"{self.batch_size} samples of a rollout (num_envs x rollout_steps): "
                 f"choose a divisor, such as {_divisor(self.batch_size, self.minibatch_size)}"
             )
-
         if self.certified and self.gamma == 1:
             raise RgpoError("no certificate exists for gamma 1: choose a smaller gamma")
         if self.certified and self.staleness:
@@ -170,19 +167,6 @@ class TrainConfig:
                 "certified updates start from the policy that collected the data: "
                 "leave staleness at 0"
             )
-
-    def _require(self, what: str, holds: Callable[[float], bool], names: tuple[str, ...]) -> None:
-        """RgpoError naming the first field that is given and not as it must be."""
-        for name in names:
-            number = getattr(self, name)
-            if number is not None and not holds(number):
-                raise RgpoError(f"{name} must be {what}, got {number}")
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """The configuration in a JSON object; what it does not know is left out."""
-        known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
     @property
     def label(self) -> str:
@@ -203,18 +187,6 @@ class TrainConfig:
     def updates(self) -> int:
         """Rollouts, and therefore updates, in the whole run."""
         return -(-self.steps // self.batch_size)
-
-    def resolve(self) -> Recipe:
-        """The recipe with this run's hyper-parameters; RgpoError for a name that is not there."""
-        try:
-            return recipes.get(self.recipe).configure(**_parse(self.set))
-        except ValueError as error:
-            raise RgpoError(str(error)) from None
-        except TypeError:
-            raise RgpoError(
-                f"a hyper-parameter in {' '.join(self.set)!r} must be a number: "
-                f"`rgpo objectives --names {self.recipe}` shows the defaults"
-            ) from None
 
     def warnings(self) -> list[str]:
         """Sentences about combinations that run, but not as their user may think."""
@@ -261,20 +233,6 @@ def shared_fields(configs: list[TrainConfig]) -> dict[str, Any]:
             if getattr(config, name) != expected:
                 raise RgpoError(f"runs trained together must share {name}: start them separately")
     return shared
-
-
-def _parse(pairs: tuple[str, ...]) -> dict[str, float | str | None]:
-    parsed: dict[str, float | str | None] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not text:
-            raise RgpoError(f"--set takes name=value, got {pair!r}")
-        name = name.replace("-", "_")
-        try:
-            parsed[name] = None if text.lower() == "none" else float(text)
-        except ValueError:
-            parsed[name] = text
-    return parsed
 
 
 def _divisor(total: int, near: int) -> int:

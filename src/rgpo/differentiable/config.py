@@ -1,14 +1,13 @@
 """Everything one run through a simulator's (or a critic's) gradient depends on."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
-from rgpo.control.config import TrainConfig
 from rgpo.core.objective import Objective
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
+from rgpo.settings import Settings
 
 _COUNTS = ("steps", "num_envs", "window", "epochs", "minibatches", "critics", "critic_epochs")
 _MORE_COUNTS = ("critic_minibatches", "checkpoint_every", "keep")
@@ -17,7 +16,7 @@ _NOT_NEGATIVE = ("seed", "eval_episodes", "max_grad_norm", "entropy_coefficient"
 
 
 @dataclass(frozen=True)
-class ReparamConfig:
+class ReparamConfig(Settings):
     """Defaults train every task of the library; those of the paper differ (docs)."""
 
     algo: Literal["reparam-ppo", "reppo"] = "reparam-ppo"
@@ -145,18 +144,6 @@ class ReparamConfig:
         if self.soft_rewards and self.entropy_coefficient == 0:
             raise RgpoError("soft_rewards needs an entropy_coefficient above 0")
 
-    def _require(self, what: str, holds: Callable[[float], bool], names: tuple[str, ...]) -> None:
-        for name in names:
-            number = getattr(self, name)
-            if number is not None and not holds(number):
-                raise RgpoError(f"{name} must be {what}, got {number}")
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """The configuration in a JSON object; what it does not know is left out."""
-        known = {f.name: document[f.name] for f in fields(cls) if f.name in document}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
-
     @property
     def label(self) -> str:
         """What tells this arm of a comparison from another: method, epochs and weight."""
@@ -174,7 +161,7 @@ class ReparamConfig:
 
     def resolve(self) -> Recipe:
         """The recipe that weights reused samples; RgpoError for one that cannot."""
-        recipe = TrainConfig(recipe=self.recipe, set=self.set).resolve()
+        recipe = super().resolve()
         objective = recipe.objective
         plain = not objective.needs and objective.scope == "element"
         fixed = type(objective).adapt is Objective.adapt
