@@ -4,14 +4,18 @@ BIN := .venv/bin
 EXTRAS := fast,atari,video,language,dev
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 
-.PHONY: demo test test-contract lint bench browser clean
+.PHONY: demo demo-language test test-contract lint bench browser clean
 
 demo: .venv/ready
 	$(BIN)/rgpo compare --env Hopper-v5 --recipes rgpo ppo rgpo-gate ppo-kl --seeds 6 \
 	  --steps 120000 --eval-episodes 0 --checkpoint-every 20 --keep 1
 
+# The whole of RLHF with a model from scratch; `--model smollm2` has 135 million parameters.
+demo-language: .venv/ready
+	$(BIN)/rgpo rlhf --model tiny
+
 test: .venv/ready browser
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Contract tests run the adapters against the real host trainers, whose pins conflict. So each host
 # has a virtual environment of its own, .contract/<host>, that sees all of .venv and adds, before it
