@@ -226,6 +226,11 @@ def rlvr() -> int:
     raise NotImplementedError  # `_with_jobs` has the real one
 
 
+def rlhf() -> int:
+    """Train a language model on preferences, from the pairs to the report; resumable."""
+    raise NotImplementedError  # `_with_jobs` has the real one
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "compare": compare,
@@ -236,6 +241,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "verify": verify,
     "study": study,
     "rlvr": rlvr,
+    "rlhf": rlhf,
 }
 
 

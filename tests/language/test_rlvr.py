@@ -19,7 +19,7 @@ SMALL = {
     "task_options": '{"min_word_len": 2, "max_word_len": 3}',
     "warm_steps": 6,
     "updates": 4,
-    "prompts": 2,
+    "batch": 2,
     "group": 4,
     "save_every": 1,
     "entries": 60,

@@ -66,20 +66,21 @@ def supervised(
     return SFTTrainer(model, args=args, train_dataset=dataset, processing_class=tokenizer)
 
 
-def online(config: Any, folder: Path, **changes: Any) -> RecipeConfig:
+def online(config: Any, folder: Path) -> RecipeConfig:
     """The settings of `RecipeTrainer` for a job; one row of metrics per update."""
     steps = config.epochs * config.minibatches
-    batch, rest = divmod(config.prompts * config.group, config.minibatches)
+    batch, rest = divmod(config.batch * config.group, config.minibatches)
     if rest:
         raise RgpoError(
-            f"{config.prompts} prompts of {config.group} completions cannot be split into "
-            f"{config.minibatches} minibatches: change --prompts or --minibatches"
+            f"{config.batch} prompts of {config.group} completions cannot be split into "
+            f"{config.minibatches} minibatches: change --batch or --minibatches"
         )
     settings = {
         "recipe": config.recipe,
         "recipe_options": parsed(config.recipe_options, "recipe-options"),
         "advantage": config.advantage,
         "beta": config.beta,
+        "kl_in": config.kl_in,
         "lag": config.lag,
         "num_generations": config.group,
         "per_device_train_batch_size": batch,
@@ -97,7 +98,7 @@ def online(config: Any, folder: Path, **changes: Any) -> RecipeConfig:
         "use_cpu": config.cpu,
         "seed": config.seed,
     }
-    settings |= changes | parsed(config.trainer, "trainer")
+    settings |= parsed(config.trainer, "trainer")
     try:
         return RecipeConfig(str(folder), **settings)
     except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ detail 8), and stays with the model.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -142,12 +142,17 @@ def check_pairs(pairs: Dataset) -> None:
 
 
 def train_reward_model(
-    model: Any, tokenizer: Any, pairs: Dataset, args: PreferenceConfig
+    model: Any,
+    tokenizer: Any,
+    pairs: Dataset,
+    args: PreferenceConfig,
+    train: Callable[[RewardTrainer], Any] = RewardTrainer.train,
 ) -> RewardModel:
     """Train on pairs (columns chosen, rejected and perhaps prompt, text or messages) and validate.
 
     `model` is a classifier with one label, or the path of any model, which gets a new head. The
-    accuracy on `validation_share` of the pairs is printed; RgpoError where it is not above chance.
+    accuracy on `validation_share` of the pairs is printed and kept in the model's configuration;
+    RgpoError where it is not above chance. `train` runs the trainer, perhaps from a checkpoint.
     """
     check_pairs(pairs)
     parts = pairs.train_test_split(test_size=args.validation_share, seed=args.seed)
@@ -155,10 +160,11 @@ def train_reward_model(
     trainer = RewardTrainer(
         model=model, args=args, train_dataset=parts["train"], processing_class=tokenizer
     )
-    trainer.train()
+    train(trainer)
     reward = RewardModel(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
     unseen = parts["test"]
     share = accuracy(reward, unseen)
+    reward.model.config.validation_accuracy = share
     print(f"reward model: {share:.1%} of {len(unseen)} unseen pairs ranked correctly")
     if share - SIGNIFICANT * math.sqrt(0.25 / len(unseen)) <= 0.5:
         raise RgpoError(

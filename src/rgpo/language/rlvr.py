@@ -55,7 +55,7 @@ class RlvrConfig:
     updates: int = 100
     """Generated batches."""
 
-    prompts: int = 16
+    batch: int = 16
     """Prompts of a generated batch."""
 
     group: int = 8
@@ -74,7 +74,10 @@ class RlvrConfig:
     """Baseline of the reward."""
 
     beta: float = 0.0
-    """KL penalty to the reference model, in the loss."""
+    """KL penalty to the policy before RL."""
+
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where it goes; per token in the reward with a critic."""
 
     lag: int = 0
     """Data are exactly this many updates old."""
@@ -108,7 +111,7 @@ def run(config: RlvrConfig, path: Path, watch: Watch) -> dict[str, Any]:
     with job.finishing():
         task = _task(config)
         held_out, training = task.rows[: config.held_out], task.rows[config.held_out :]
-        if len(training) < config.prompts:
+        if len(training) < config.batch:
             raise RgpoError(
                 f"{config.task!r} has {len(task.rows)} different entries, {len(training)} without "
                 "the held-out ones: lower --held-out, or raise --entries or make the task larger"

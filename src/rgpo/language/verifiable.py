@@ -41,8 +41,12 @@ class Task:
     """prompt, answer, and `entry`, the number that the verifier finds the entry by."""
 
     def score(self, answer: str, entry: int) -> float:
-        """1 for a right answer; some families give partial credit."""
-        return float(self.gym.score_answer(_given(answer), self.gym[entry]))
+        """1 for a right answer, 0 for any other.
+
+        Without the partial credit of some families: spell_backward gives 0.8 for the right letters
+        and whatever follows them, and a policy that learnt from it stopped ending its answers.
+        """
+        return float(self.gym.score_answer(_given(answer), self.gym[entry]) >= 1)
 
     def reward(self, completions: Sequence[Any], entry: Sequence[int], **_: Any) -> list[float]:
         """A reward for `RecipeTrainer`."""
@@ -55,7 +59,7 @@ class Task:
         """Share of right answers."""
         samples = policy.sample([row["prompt"] for row in rows], length, greedy=greedy, seed=1)
         scores = [self.score(s.text, row["entry"]) for s, row in zip(samples, rows, strict=True)]
-        return sum(score >= 1 for score in scores) / len(scores)
+        return sum(scores) / len(scores)
 
 
 def load_task(family: str, size: int, seed: int, chat: bool | None, **options: Any) -> Task:

@@ -14,10 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rgpo.errors import RgpoError
+from rgpo.language import rlhf as preferred
 from rgpo.language import rlvr as verifiable
+from rgpo.language.rlhf import RlhfConfig
 from rgpo.language.rlvr import RlvrConfig
 from rgpo.language.stages import Watch
 from rgpo.runs.directory import Run
+from rgpo.studies import rlhf_report
 from rgpo.studies.progress import StageProgress
 
 console = Console()
@@ -43,6 +46,34 @@ def rlvr(config: Flat[RlvrConfig], out: Path | None = None) -> int:
         table.add_row(kind, *(f"{result[when][kind]:.1%}" for when in ("before", "after")))
     console.print(table)
     console.print(f"run: {path}   policy: {path / 'trained'}")
+    return 0
+
+
+def rlhf(config: Flat[RlhfConfig], out: Path | None = None) -> int:
+    """Train a language model on preferences, from the pairs to the report; continues itself.
+
+    Stages: policy (supervised, where asked for), preferences (given, or labelled here by a gold
+    scorer), reward model, online RL, evaluation.
+
+    Args:
+        config: What to train. --config FILE reads options from YAML; those after it win.
+        out: Run directory; default: runs/rlhf-MODEL-RECIPE-seedN.
+    """
+    name = Path(config.model).name
+    path = out or Path("runs") / f"rlhf-{name}-{config.recipe}-seed{config.seed}"
+    with _told(path, small=config.model == "tiny") as watch:
+        result = preferred.run(config, path, watch)
+    heads, rows = rlhf_report.table(result)
+    console.print(f"on {result['answers']} answers to held-out prompts (± standard error):")
+    table = Table(box=None)
+    for heading in heads:
+        table.add_column(heading, justify="left" if heading == heads[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"reward model: {result['reward_accuracy']:.1%} of unseen pairs ranked correctly")
+    console.print(f"run: {path}   policy: {path / 'trained'}")
+    console.print(f"report: {rlhf_report.write(path).resolve()}")
     return 0
 
 
@@ -104,8 +135,11 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-JOBS: dict[str, Callable[..., int]] = {"rlvr": rlvr}
+JOBS: dict[str, Callable[..., int]] = {"rlvr": rlvr, "rlhf": rlhf}
 """Every job by its name on the command line."""
 
-JOBS_BY_NAME: dict[str, tuple[Callable[..., int], Any]] = {"rlvr": (rlvr, RlvrConfig)}
+JOBS_BY_NAME: dict[str, tuple[Callable[..., int], Any]] = {
+    "rlvr": (rlvr, RlvrConfig),
+    "rlhf": (rlhf, RlhfConfig),
+}
 """Every job with its configuration."""
