@@ -101,6 +101,7 @@ LIMITS = {  # w / A as r -> 0 and r -> infinity, for A > 0 then A < 0
     "ppo": (0, 0, 0, INF),
     "ppo-dual-clip": (0, 0, 0, 0),
     "dapo": (0, 0, 0, INF),
+    "grpo": (0, 0, 0, INF),
     "gspo": (0, 0, 0, INF),
     "cispo": (0, 5, 0, 5),
     "spo": (0, -INF, 0, INF),
@@ -136,7 +137,7 @@ def test_golden_values(name, ratio, a, given, value, weight):
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_has_golden_rows_for_both_signs(name):
     signs = {row[2] > 0 for row in GOLDEN if row[0] == name}
-    families = {"trpo", "ppo-kl", "rgpo"}  # the same object as importance and rgpo-gate
+    families = {"trpo", "ppo-kl", "rgpo", "grpo"}  # the same object as importance and rgpo-gate
     assert signs == {True, False} or name in families
 
 

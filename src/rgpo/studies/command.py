@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from rgpo.studies import control as table
+from rgpo.studies import control as control_study
 from rgpo.studies import control_report, staleness_report
 from rgpo.studies import differentiable as pathwise
 from rgpo.studies import staleness as stale
@@ -112,7 +112,7 @@ def control(
         out: Directory of results.jsonl and report.html.
         workers: Processes; default: one per core.
     """
-    study = table.control(out, tasks=tasks, arms=recipes, seeds=seeds, steps=steps)
+    study = control_study.control(out, tasks=tasks, arms=recipes, seeds=seeds, steps=steps)
     millions = {name: f"{count / 1e6:.1f}" for name, count in study.planned().items()}
     told = ", ".join(f"{name} {count}" for name, count in millions.items())
     console.print(f"millions of environment steps at most: {told}")
@@ -159,7 +159,9 @@ def _run(run: Callable[[Callable[[str], Watch], int | None], None], workers: int
 def _tell(study: stale.Study) -> int:
     command = f"rgpo study staleness --workload {study.workload}"
     for task in study.tasks:
-        for sentence in staleness_report.conclusion(staleness_report.rows(study, task), task):
+        table = staleness_report.rows(study, task)
+        baseline = staleness_report.BASELINES[study.workload]
+        for sentence in staleness_report.conclusion(table, task, baseline):
             console.print(sentence)
     text = study.directory / "tables.md"
     text.write_text(staleness_report.markdown(study, command))

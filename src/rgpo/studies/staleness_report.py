@@ -16,7 +16,8 @@ from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, Study, score
 from rgpo.studies.text import chance, html_table, listed, markdown_table, scored, short
 
-BASELINE = "ppo"
+BASELINES = {"control": "ppo", "language": "grpo"}
+"""What every recipe is compared with, by workload."""
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
@@ -56,12 +57,15 @@ class Row:
 def rows(study: Study, task: str) -> list[Row]:
     """One row per recipe with results at every age, best mean over the ages first."""
     runs = _by_arm(study, task)
-    baseline = runs.get(BASELINE)
-    found = [_row(arm, ages, baseline) for arm, ages in runs.items()]
+    baseline = BASELINES[study.workload]
+    found = [
+        _row(arm, ages, None if arm == baseline else runs.get(baseline))
+        for arm, ages in runs.items()
+    ]
     return sorted(found, key=lambda row: -np.mean([s.iqm for s in row.scores.values()]))
 
 
-def conclusion(table: Sequence[Row], task: str) -> list[str]:
+def conclusion(table: Sequence[Row], task: str, baseline: str = "ppo") -> list[str]:
     """Sentences from the numbers: who is better or worse than the baseline, fresh and stale."""
     sentences = []
     for what, pick in (("fresh", "fresh"), ("old", "stale")):
@@ -71,7 +75,7 @@ def conclusion(table: Sequence[Row], task: str) -> list[str]:
         same = len(compared) - len(better) - len(worse)
         sentences.append(
             f"{task}, {what} data: of {len(compared)} recipes {len(better)} score higher than "
-            f"{BASELINE} more often than not (interval above 50%)"
+            f"{baseline} more often than not (interval above 50%)"
             + (f": {', '.join(better)}" if better else "")
             + f"; {len(worse)} lower"
             + (f": {', '.join(worse)}" if worse else "")
@@ -92,7 +96,11 @@ def markdown(study: Study, command: str) -> str:
         if not table:
             continue
         ages = list(table[0].scores)
-        parts += [f"\n## {task}\n", *(f"- {s}" for s in conclusion(table, task)), ""]
+        parts += [
+            f"\n## {task}\n",
+            *(f"- {s}" for s in conclusion(table, task, BASELINES[study.workload])),
+            "",
+        ]
         parts.append(markdown_table(_heads(ages), [_cells(row, ages) for row in table]))
     if study.refused:
         parts += ["\n## Not run\n"]
@@ -118,22 +126,25 @@ def _body(study: Study, command: str) -> Iterator[str]:
         if not table:
             continue
         ages = list(table[0].scores)
-        sentences = "".join(f"<p>{escape(s)}</p>" for s in conclusion(table, task))
+        sentences = "".join(
+            f"<p>{escape(s)}</p>" for s in conclusion(table, task, BASELINES[study.workload])
+        )
         yield f'<h2>{escape(task)}</h2><section class="card">{sentences}</section>'
         read = (
             "Interquartile mean of the final score against the age of the data in updates. The "
             "eight best recipes, PPO and RGPO; click a name to hide it."
         )
         yield card("Score against age", read, _lines(table, ages), f"age{number}")
-        read = "Probability that a run of the recipe scores higher than one of PPO: fresh, old."
-        yield card("Better than PPO?", read, _improvements(table), f"better{number}")
+        baseline = BASELINES[study.workload]
+        read = f"Probability that a run scores higher than one of {baseline}: fresh data, old data."
+        yield card(f"Better than {baseline}?", read, _improvements(table), f"better{number}")
         yield html_table(_heads(ages), (_cells(row, ages) for row in table))
     yield f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
 
 
 def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
     figure = go.Figure()
-    always = {BASELINE, "rgpo", "rgpo-gate", "rgpo-signed"}
+    always = {"ppo", "grpo", "rgpo", "rgpo-gate", "rgpo-signed"}
     shown = [r for place, r in enumerate(table) if place < 8 or r.arm in always]
     color = colors([row.arm for row in shown])
     for row in shown:
@@ -200,7 +211,7 @@ def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:
 def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Result]] | None) -> Row:
     every = [result for results in ages.values() for result in results]
     fresh = stale = None
-    if baseline is not None and arm != BASELINE:
+    if baseline is not None:
         youngest = min(ages)
         older = [age for age in ages if age != youngest]
         fresh = probability_of_improvement(*(_matrix(r, [youngest]) for r in (ages, baseline)))

@@ -64,6 +64,13 @@ register(
         confidence="formula: frameworks' code; c = 3: verl's default",
     ),
     Recipe(
+        "grpo",
+        PPO(),
+        paper="2402.03300",
+        summary="PPO's clip, every sequence's mean counting alike; for group-relative advantages",
+        reduction="sequence-mean",
+    ),
+    Recipe(
         "dapo",
         PPO(clip_high=0.28),
         paper="2503.14476",
