@@ -44,7 +44,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/rgpo/core
 
-bench: .venv/ready
+bench: .venv/ready .contract/torchrl/ready
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/logprob.py
 	$(BIN)/python benchmarks/update.py

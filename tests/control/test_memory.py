@@ -35,6 +35,14 @@ def test_wider_networks_and_longer_rollouts_take_what_they_hold():
     assert small.per_process > torch.zeros(1).element_size() * 2**20
 
 
+def test_a_run_takes_the_same_whoever_is_beside_it():
+    trainer = Trainer([dataclasses.replace(BASE, env="Hopper-v5", seed=seed) for seed in range(8)])
+    alone = Trainer([dataclasses.replace(BASE, env="Hopper-v5")])
+    found = [memory.footprint(t).per_run for t in (trainer, alone)]
+    assert found[0] == pytest.approx(found[1], rel=0.5)  # the environments are weighed
+    assert found[0] > 2 * memory.MUJOCO
+
+
 def test_as_many_runs_as_fit():
     need = memory.Footprint(per_run=10, per_process=100)
     assert [need.runs(budget) for budget in (0, 105, 110, 129, 130)] == [1, 1, 1, 2, 3]

@@ -24,8 +24,8 @@ MATRICES = 8
 """Of the size of the parameters: themselves, gradient, Adam's two moments, past policy, and what
 one step needs in between."""
 
-SCALARS = 48
-"""Numbers of a sample that are no vectors: rewards, values, advantages, ratios, weights, ..."""
+SCALARS = 192
+"""Numbers of a sample that are no vectors: rewards, values, ratios, sorted copies, ..."""
 
 SLICE = 1024
 """Samples that the plain learner evaluates at once."""
@@ -116,7 +116,7 @@ def _environment_bytes(trainer: Trainer) -> int:
 
     The growth may be too small: they may fit into memory that was freed before.
     """
-    env, seeds = trainer.config.env, trainer.environments.seeds
+    env, seeds = trainer.config.env, trainer.environments.seeds[: trainer.envs]
     before = resident_bytes()
     more = make_environments(env, seeds, backend=trainer.config.backend)
     more.reset()
