@@ -21,6 +21,7 @@ SMALL = {
     "updates": 4,
     "batch": 2,
     "group": 4,
+    "minibatches": 2,
     "save_every": 1,
     "entries": 60,
     "held_out": 16,

@@ -64,10 +64,10 @@ class RlvrConfig:
     epochs: int = 2
     """Passes over a generated batch."""
 
-    minibatches: int = 2
+    minibatches: int = 1
     """Optimiser steps of a pass."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     """Of the policy."""
 
     advantage: Literal["group", "leave-one-out", "remax", "critic"] = "group"
