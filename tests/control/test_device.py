@@ -90,6 +90,7 @@ def test_the_plain_learner_waits_at_the_end_as_well(change, transfers, monkeypat
     assert len(transfers) == TIME + 1 + 4
 
 
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta")
 @pytest.mark.usefixtures("transfers")
 def test_checkpoints_come_from_the_device_and_return_to_it(tmp_path):
     paths = [tmp_path / str(i) for i in range(2)]

@@ -19,13 +19,14 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rgpo.control import state
 from rgpo.control.certify import (
     CONFIDENCE,
     PARTS,
@@ -508,106 +509,15 @@ class Trainer:
             rows.append(row)
         return rows
 
-    # ---- checkpoints ----------------------------------------------------------------------
+    # ---- checkpoints (state.py) -----------------------------------------------------------
 
     def states(self) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
         """Tensors and JSON of every run; with `restore`, training continues bit for bit."""
-        environments = self.environments.state()  # of all runs, once
-        return [self._state_of_run(run, environments) for run in range(self.runs)]
-
-    def _state_of_run(
-        self, run: int, environments: dict[str, Any] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {k: v.contiguous() for k, v in self.learner.state(run).items()}
-        for prefix, moments in (("obs", self.normalizer.moments), ("ret", self.scaler.moments)):
-            for name, array in moments.state(run).items():
-                tensors[f"{prefix}.{name}"] = torch.from_numpy(array)
-        mine = slice(run * self.envs, (run + 1) * self.envs)
-        tensors["discounted"] = torch.from_numpy(self.scaler.discounted[run].copy())
-        tensors["running_return"] = torch.from_numpy(self.running_return[mine].copy())
-        tensors["running_length"] = torch.from_numpy(self.running_length[mine].copy())
-        for key, array in self.current.items():
-            tensors[f"current.{key}"] = torch.from_numpy(array[mine].copy())
-        if self.config.staleness:
-            tensors["past"] = torch.stack([parameters[run] for parameters in self.past])
-        if self.anchors is not None:
-            tensors |= {f"anchor.{k}": v[run].clone() for k, v in self.anchors.state_dict().items()}
-        penalty = self.penalties[run]
-        return {k: v.cpu() for k, v in tensors.items()}, {
-            "generator": checkpoint.generator_state(self.generators[run]),
-            "kl_coefficient": None if penalty is None else penalty.coefficient,
-            "objective": asdict(self.recipes[run].objective),
-            "learning_rate_scale": self.rate_scales[run],
-            "environments": _part(environments, mine),
-        }
+        return state.states(self)
 
     def restore(self, saved: Sequence[checkpoint.Checkpoint]) -> None:
         """Continue where `states` was taken, every run after the same update.
 
         Environments whose state could not be captured (EnvPool's) have started new episodes.
         """
-        self.updates_done = saved[0].update
-        for run, one in enumerate(saved):
-            self._restore_run(run, one.tensors, one.state)
-        self._restore_policies(saved)
-        self.normalizer.refresh()
-        states = [one.state["environments"] for one in saved]
-        if any(state is None for state in states):
-            return
-        self.environments.restore(_joined(states))
-        for run, one in enumerate(saved):
-            mine = slice(run * self.envs, (run + 1) * self.envs)
-            self.scaler.discounted[run] = one.tensors["discounted"].numpy()
-            self.running_return[mine] = one.tensors["running_return"].numpy()
-            self.running_length[mine] = one.tensors["running_length"].numpy()
-            for key, array in self.current.items():
-                array[mine] = one.tensors[f"current.{key}"].numpy()
-
-    def _restore_run(self, run: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.learner.restore(run, tensors)
-        for prefix, moments in (("obs", self.normalizer.moments), ("ret", self.scaler.moments)):
-            moments.restore(
-                run, {k: tensors[f"{prefix}.{k}"].numpy() for k in ("mean", "variance", "count")}
-            )
-        self.generators[run] = checkpoint.restore_generator(state["generator"])
-        penalty = self.penalties[run]
-        if penalty is not None and state["kl_coefficient"] is not None:
-            self.penalties[run] = replace(penalty, coefficient=state["kl_coefficient"])
-        if "objective" in state:
-            objective = replace(self.recipes[run].objective, **state["objective"])  # type: ignore[type-var]
-            self.recipes[run] = replace(self.recipes[run], objective=objective)
-            self.rate_scales[run] = state["learning_rate_scale"]
-
-    def _restore_policies(self, saved: Sequence[checkpoint.Checkpoint]) -> None:
-        """The past and averaged parameters of all runs, and their adapted objectives."""
-        self.learner.set_recipes(self.recipes)
-        self.past.append(self.learner.parameters_of_runs())
-        if self.config.staleness:
-            rows = torch.stack([one.tensors["past"] for one in saved], 1).to(self.device)
-            self.past.extend(rows.unbind(0))
-        if self.anchors is not None:
-            names = self.anchors.state_dict()
-            self.anchors.load_state_dict(
-                {
-                    k: torch.stack([one.tensors[f"anchor.{k}"] for one in saved]).to(self.device)
-                    for k in names
-                }
-            )
-
-
-def _part(state: dict[str, Any] | None, mine: slice) -> dict[str, Any] | None:
-    """The part of a batch's environments that belongs to one run."""
-    if state is None:
-        return None
-    lists = {k: v[mine] for k, v in state.items() if isinstance(v, list)}
-    return state | lists
-
-
-def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """The batch of all runs' environments, put together again."""
-    lists = {
-        k: [one for state in states for one in state[k]]
-        for k, v in states[0].items()
-        if isinstance(v, list)
-    }
-    return states[0] | lists
+        state.restore(self, saved)
