@@ -31,15 +31,26 @@ class Settings:
 
     def resolve(self) -> Recipe:
         """The recipe with this run's hyper-parameters; RgpoError for a name that is not there."""
-        try:
-            return recipes.get(self.recipe).configure(**_parse(self.set))
-        except ValueError as error:
-            raise RgpoError(str(error)) from None
-        except TypeError:
-            raise RgpoError(
-                f"a hyper-parameter in {' '.join(self.set)!r} must be a number: "
-                f"`rgpo objectives --names {self.recipe}` shows the defaults"
-            ) from None
+        return configured(self.recipe, self.set)
+
+
+def split_arm(arm: str) -> tuple[str, tuple[str, ...]]:
+    """Recipe and options of an arm of a comparison, "rgpo:sharpness=4,kl_target=0.02"."""
+    recipe, _, options = arm.partition(":")
+    return recipe, tuple(filter(None, options.split(",")))
+
+
+def configured(recipe: str, options: tuple[str, ...]) -> Recipe:
+    """The recipe with options name=value; RgpoError for names or numbers that it does not have."""
+    try:
+        return recipes.get(recipe).configure(**_parse(options))
+    except ValueError as error:
+        raise RgpoError(str(error)) from None
+    except TypeError:
+        raise RgpoError(
+            f"a hyper-parameter in {' '.join(options)!r} must be a number: "
+            f"`rgpo objectives --names {recipe}` shows the defaults"
+        ) from None
 
 
 def _parse(pairs: tuple[str, ...]) -> dict[str, float | str | None]:

@@ -26,6 +26,7 @@ from rgpo.errors import RgpoError
 from rgpo.runs.atomic import json_bytes, write_atomic
 from rgpo.runs.directory import Run
 from rgpo.runs.report import write_report
+from rgpo.settings import split_arm
 from rgpo.studies.curves import objective_curve
 
 PLAN = "comparison.json"
@@ -114,8 +115,8 @@ def plan(
         raise RgpoError("give at least one recipe, and each one once")
     configs = []
     for arm in arms:
-        recipe, _, changes = arm.partition(":")
-        change = {"recipe": recipe, "set": (*base.set, *filter(None, changes.split(",")))}
+        recipe, options = split_arm(arm)
+        change = {"recipe": recipe, "set": (*base.set, *options)}
         for seed in range(seeds):
             configs.append(dataclasses.replace(base, **change, seed=base.seed + seed))
             configs[-1].resolve()

@@ -16,8 +16,8 @@ import numpy as np
 
 from rgpo.control.config import TrainConfig
 from rgpo.studies.control_cells import ControlCells
-from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jobs
-from rgpo.studies.staleness import RATES, score
+from rgpo.studies.jobs import Cell, Result, Watch, read_results, run_phases
+from rgpo.studies.tuning import RATES, best_rates
 
 TASKS = {
     "HalfCheetah-v5": 200_000,
@@ -98,15 +98,8 @@ class ControlStudy:
 
     def rates(self) -> dict[tuple[str, str], float]:
         """The learning rate with the best mean return over the tuning seeds."""
-        found: dict[tuple[str, str], dict[float, list[float]]] = {}
-        for result in self._tuned():
-            if result["arm"] in self.arms:
-                by_rate = found.setdefault((result["task"], result["arm"]), {})
-                by_rate.setdefault(result["learning_rate"], []).append(score(result))
-        return {
-            key: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
-            for key, by_rate in found.items()
-        }
+        tuned = (r for r in self._tuned() if r["arm"] in self.arms)
+        return best_rates(tuned, lambda r: (r["task"], r["arm"]))
 
     def matched(self) -> dict[tuple[str, float, str], str]:
         """The variant of every arm whose mean KL is nearest to the target, if it is near it."""
@@ -141,15 +134,12 @@ class ControlStudy:
 
     def run(self, watch: Callable[[str], Watch] | None = None, workers: int | None = None) -> None:
         """All phases, from where they stand."""
-        for name, cells in (
+        phases = (
             ("learning rates", self.tuning),
             ("strengths", self.strengths),
             ("report", self.reported),
-        ):
-            todo = self.trains.jobs(missing(cells(), self.directory))
-            if todo:
-                told = None if watch is None else watch(name)
-                run_jobs(todo, self.trains, self.directory, workers=workers, watch=told)
+        )
+        run_phases(phases, self.trains, self.directory, workers=workers, watch=watch)
 
     def planned(self) -> dict[str, int]:
         """Environment steps still to be made, at most, by phase."""

@@ -16,6 +16,7 @@ from rgpo.control.train import Trainer
 from rgpo.core import recipes
 from rgpo.errors import RgpoError
 from rgpo.runs.table import final_return
+from rgpo.settings import split_arm
 from rgpo.studies.jobs import Cell, Result
 
 TOGETHER = 24
@@ -48,8 +49,7 @@ class ControlCells:
 
     def config(self, cell: Cell) -> TrainConfig:
         """The configuration of one run."""
-        recipe, _, changes = cell.arm.partition(":")
-        options = tuple(filter(None, changes.split(",")))
+        recipe, options = split_arm(cell.arm)
         radius = [option for option in options if option.startswith("max_kl=")]  # trpo's
         return dataclasses.replace(
             dict(self.settings)[cell.task],
@@ -74,7 +74,7 @@ class ControlCells:
         """Cells that train together: one task, one staleness, one kind of learner."""
 
         def kind(cell: Cell) -> tuple[Any, ...]:
-            recipe = recipes.get(cell.arm.partition(":")[0])
+            recipe = recipes.get(split_arm(cell.arm)[0])
             plain = recipe.step != "gradient" or "median_advantage" in recipe.objective.needs
             return cell.task, cell.staleness, plain
 

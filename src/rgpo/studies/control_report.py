@@ -14,8 +14,8 @@ from rgpo.runs.page import card, page
 from rgpo.runs.statistics import Improvement, Summary, probability_of_improvement, summarize
 from rgpo.studies.control import TARGETS, ControlStudy
 from rgpo.studies.jobs import Result
-from rgpo.studies.staleness import score
 from rgpo.studies.text import chance, html_table, markdown_table, percent, scored, short
+from rgpo.studies.tuning import score
 
 BASELINE = "ppo"
 

@@ -29,6 +29,7 @@ from rgpo.runs.directory import Run
 from rgpo.runs.statistics import Improvement, probability_of_improvement, summarize
 from rgpo.runs.table import number
 from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jobs
+from rgpo.studies.text import markdown_table
 
 THRESHOLDS = {
     "rgpo/Pendulum": -200.0,
@@ -294,9 +295,8 @@ def markdown(study: Differentiable, command: str) -> str:
     parts = [f"`{command}`\n"]
     for task in study.tasks:
         header, *lines = table(study, task)
-        rows = [header, ["---"] * len(header), *lines]
         parts.append(f"### {task}, return {THRESHOLDS[task]:g}\n")
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
+        parts.append(markdown_table(header, lines) + "\n")
     parts.append("### What each part contributes\n")
     parts += [f"- {sentence}" for sentence in sentences(study)]
     return "\n".join(parts) + "\n"

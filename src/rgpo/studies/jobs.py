@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,17 @@ def read_results(directory: Path) -> list[Result]:
     path = directory / RESULTS
     if not path.exists():
         return []
+    stat = path.stat()
+    return list(_parsed(path, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=4)
+def _parsed(path: Path, _changed: int, _size: int) -> tuple[Result, ...]:
+    """The lines of a file that has not changed are parsed once: reports ask for them often."""
     lines = path.read_text().splitlines(keepends=True)
     whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]
     try:
-        return [json.loads(line) for line in whole]
+        return tuple(json.loads(line) for line in whole)
     except ValueError as error:
         raise RgpoError(f"{path} is damaged ({error}): move it away to start again") from None
 
@@ -115,6 +123,25 @@ def run_jobs(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def run_phases(
+    phases: Sequence[tuple[str, Callable[[], list[Cell]]]],
+    trains: Any,
+    directory: Path,
+    *,
+    workers: int | None = None,
+    watch: Callable[[str], Watch] | None = None,
+) -> None:
+    """Run phase after phase from where they stand; the cells of one depend on those before it.
+
+    `trains` is a `Train` that groups cells into `jobs`; `watch(phase)` is told of every job.
+    """
+    for name, cells in phases:
+        jobs = trains.jobs(missing(cells(), directory))
+        if jobs:
+            told = None if watch is None else watch(name)
+            run_jobs(jobs, trains, directory, workers=workers, watch=told)
 
 
 def _deaf_worker() -> None:

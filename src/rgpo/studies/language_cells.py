@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rgpo.core import recipes
 from rgpo.core.advantage import group_normalize, group_relative
 from rgpo.core.anchor import ParameterAverage
 from rgpo.core.clipping_bias import clip_normalizer, clipped_loss, gradient_norm
@@ -32,6 +31,7 @@ from rgpo.core.loss import PolicyLoss, group_loss, policy_loss
 from rgpo.core.recipes import Recipe
 from rgpo.core.reduce import token_mean
 from rgpo.errors import RgpoError
+from rgpo.settings import configured, split_arm
 from rgpo.studies.jobs import Cell, Result
 from rgpo.studies.staleness import Study, make
 from rgpo.studies.transformer import Shape, Transformer
@@ -157,8 +157,7 @@ class Run:
 
     def _update(self, progress: float) -> dict[str, float]:
         data = completions(self.past[0], self.random)
-        inputs = self._inputs(data)
-        before = copy.deepcopy(self.model)
+        inputs, before = self._inputs(data), self.past[-1]
         measured: list[dict[str, float]] = []
         steps = 0
         for _ in range(EPOCHS):
@@ -380,6 +379,4 @@ def _groups(scores: Tensor) -> Tensor:
 
 
 def _recipe(arm: str) -> Recipe:
-    name, _, changes = arm.partition(":")
-    pairs = (change.split("=", 1) for change in filter(None, changes.split(",")))
-    return recipes.get(name).configure(**{key: float(number) for key, number in pairs})
+    return configured(*split_arm(arm))

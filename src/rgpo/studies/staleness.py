@@ -22,13 +22,11 @@ from rgpo.control.config import TrainConfig
 from rgpo.core import recipes
 from rgpo.errors import RgpoError
 from rgpo.studies.control_cells import ControlCells
-from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jobs
+from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_phases
+from rgpo.studies.tuning import RATES, best_rates, score
 
 AGES = {"control": (0, 1, 2, 4, 8, 16), "language": (0, 8, 32)}
 """Updates between the policy that acts and the one that learns."""
-
-RATES = (1e-4, 3e-4, 1e-3)
-"""Learning rates that every recipe is tuned over."""
 
 TUNING_SEEDS = {"control": (100, 101), "language": (100,)}
 """Seeds on which learning rates are chosen; never reported."""
@@ -119,15 +117,8 @@ class Study:
 
     def chosen_rates(self) -> dict[tuple[str, str, int], float]:
         """The learning rate with the best mean over the tuning seeds, by task, arm, tuning age."""
-        found: dict[tuple[str, str, int], dict[float, list[float]]] = {}
-        for result in self.results(TUNING_SEEDS[self.workload]):
-            key = result["task"], result["arm"], result["staleness"]
-            scores = found.setdefault(key, {}).setdefault(result["learning_rate"], [])
-            scores.append(score(result))
-        return {
-            key: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
-            for key, by_rate in found.items()
-        }
+        tuned = self.results(TUNING_SEEDS[self.workload])
+        return best_rates(tuned, lambda r: (r["task"], r["arm"], r["staleness"]))
 
     def leaders(self) -> list[str]:
         """The arms with the best mean rank over tasks and ages in the first seeds, and a few more.
@@ -161,11 +152,7 @@ class Study:
             ("first", lambda: self.reported(self.arms, FIRST_SEEDS)),
             ("leaders", lambda: self.reported(self.leaders(), LEADER_SEEDS)),
         )
-        for name, cells in phases:
-            todo = self.trains.jobs(missing(cells(), self.directory))
-            if todo:
-                told = None if watch is None else watch(name)
-                run_jobs(todo, self.trains, self.directory, workers=workers, watch=told)
+        run_phases(phases, self.trains, self.directory, workers=workers, watch=watch)
 
     def planned(self) -> dict[str, int]:
         """Runs that are still missing, by phase; later phases as if nothing of them was done."""
@@ -184,12 +171,6 @@ class Study:
         timed = [r["seconds"] for r in read_results(self.directory) if "seconds" in r]
         each = float(np.mean(timed)) if timed else self.trains.seconds_per_run
         return each * sum(self.planned().values()) / (workers or os.cpu_count() or 1)
-
-
-def score(result: Result) -> float:
-    """What a run is judged by: its final return or accuracy; the worst number where it has none."""
-    value = result["final_return"]
-    return -np.inf if value is None else float(value)
 
 
 def control(

@@ -13,8 +13,9 @@ from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, page
 from rgpo.runs.statistics import Improvement, Summary, probability_of_improvement, summarize
 from rgpo.studies.jobs import Result
-from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, Study, score
+from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, Study
 from rgpo.studies.text import chance, html_table, listed, markdown_table, scored, short
+from rgpo.studies.tuning import score
 
 BASELINES = {"control": "ppo", "language": "grpo"}
 """What every recipe is compared with, by workload."""

@@ -1,0 +1,31 @@
+"""Choosing learning rates: one grid for every arm, the best mean on seeds that are not reported."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
+
+import numpy as np
+
+from rgpo.studies.jobs import Result
+
+RATES = (1e-4, 3e-4, 1e-3)
+"""Learning rates that every arm is tuned over."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def score(result: Result) -> float:
+    """What a run is judged by: its final return or accuracy; the worst number where it has none."""
+    value = result["final_return"]
+    return -np.inf if value is None else float(value)
+
+
+def best_rates(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, float]:
+    """The learning rate with the best mean score, for every key of the results."""
+    found: dict[Key, dict[float, list[float]]] = {}
+    for result in results:
+        by_rate = found.setdefault(key(result), {})
+        by_rate.setdefault(result["learning_rate"], []).append(score(result))
+    return {
+        name: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
+        for name, by_rate in found.items()
+    }
