@@ -1,7 +1,10 @@
 """Cells in worker processes: every one once, resumable after any kill."""
 
 import json
+import multiprocessing
 import os
+import time
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +59,29 @@ def test_damage_is_told(tmp_path):
     (tmp_path / RESULTS).write_text("{broken\n{}\n")
     with pytest.raises(RgpoError, match="is damaged"):
         read_results(tmp_path)
+
+
+def sleep_long(cells):
+    (Path(os.environ["PIDS"]) / str(os.getpid())).touch()
+    time.sleep(120)
+    return double(cells)
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path, monkeypatch):
+    context = multiprocessing.get_context("spawn")
+    monkeypatch.setenv("PIDS", str(tmp_path))
+    jobs = [[cell(0)]], sleep_long, tmp_path / "out"
+    parent = context.Process(target=run_jobs, args=jobs, kwargs={"workers": 1})
+    parent.start()
+    worker = wait_for(lambda: [p for p in tmp_path.iterdir() if p.name.isdigit()])[0]
+    parent.kill()
+    parent.join()
+    wait_for(lambda: not Path(f"/proc/{worker.name}").exists())
+
+
+def wait_for(found):
+    for _ in range(300):
+        if result := found():
+            return result
+        time.sleep(0.1)
+    raise AssertionError("waited for 30 seconds")

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -145,9 +146,17 @@ def run_phases(
 
 
 def _deaf_worker() -> None:
-    """One thread, and Ctrl-C is the parent's to handle."""
+    """One thread of work; Ctrl-C is the parent's to handle, and its end, however it came, ours."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _append(path: Path, results: Sequence[Result]) -> None:
