@@ -8,7 +8,6 @@ the gold scorer of `rgpo.language.gold`, so that the true reward of the result i
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer
 from rgpo.errors import RgpoError
 from rgpo.language import embedded, reviews
 from rgpo.language.characters import small_model, word_tokenizer
+from rgpo.language.evaluation import measured
 from rgpo.language.fitting import (
     adapters,
     online,
@@ -29,18 +29,15 @@ from rgpo.language.fitting import (
     supervised,
 )
 from rgpo.language.gold import Gold
+from rgpo.language.labels import make_pairs, read_rows, write_rows
 from rgpo.language.preferences import as_prompt, load_pairs, load_prompts
 from rgpo.language.reward_model import PreferenceConfig, RewardModel, train_reward_model
 from rgpo.language.rewards import with_eos_penalty
-from rgpo.language.sample import Policy, Prompt, Sample, load_policy
-from rgpo.language.stages import Job, Watch, mean
+from rgpo.language.sample import Policy, Prompt, load_policy
+from rgpo.language.stages import Job, Watch
 from rgpo.language.trainer import RecipeTrainer
-from rgpo.runs.atomic import json_bytes, write_atomic
 
 EMBEDDED = ("smollm2", "tiny")
-CHUNK = 64
-"""Pairs that are sampled, labelled and written at a time."""
-
 TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if not loop.last %} [SEP] {% endif %}{% endfor %}"
@@ -170,30 +167,78 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Sizes of the embedded models, chosen for two CPU cores, and of any other."""
 
 
+@dataclass(frozen=True)
+class Base:
+    """What online RL starts from: what the first three stages left."""
+
+    start: str
+    """Where the policy before RL lies, the reference."""
+
+    reward: Path
+    """Folder of the reward model."""
+
+    training: list[Prompt]
+    held_out: list[Prompt]
+
+    pairs: int
+    """Preference pairs of the reward model."""
+
+    accuracy: float
+    """Of the reward model, on pairs that it was not trained on."""
+
+    floor: float | None
+    """Of the gold scorer, in nats per token; None where the preferences were given."""
+
+    def judges(self) -> tuple[Policy, RewardModel, Gold | None]:
+        """Reference policy, reward model and gold scorer, as `measured` takes them."""
+        reference = load_policy(self.start)
+        gold = None if self.floor is None else Gold(reference, self.floor)
+        return reference, RewardModel.load(self.reward), gold
+
+
 def run(config: RlhfConfig, path: Path, watch: Watch) -> dict[str, Any]:
     """Run or continue the job in `path`: what was measured before and after."""
     config = config.resolved()
-    _refuse(config)
-    job = Job.open(path, {"job": "rlhf"} | dataclasses.asdict(config), watch)
+    job = opened(config, path, watch)
     with job.finishing():
-        chat = _has_template(config)
-        given = _given_pairs(config, chat=chat)
-        training, held_out = _prompts(config, given, chat=chat)
-        start = job.stage("policy", lambda f: _policy(job, config, given, f))["at"]
-        pairs = job.stage("preferences", lambda f: _preferences(job, config, start, training, f))
-        rows = given or read_rows(path / "preferences" / "pairs.jsonl")
-        scored = job.stage("reward", lambda f: _reward(job, config, start, rows, training, f))
-        job.stage("trained", lambda f: _learn(job, config, start, training, f))
-        found = job.stage("evaluation", lambda f: _evaluate(path, start, held_out, config, f))
+        base = prepared(job, config)
+        job.stage("trained", lambda f: _learn(job, config, base, f))
+        found = job.stage("evaluation", lambda f: _evaluate(path, base, config, f))
         result = {
-            "reward_accuracy": scored["accuracy"],
-            "pairs": len(rows),
-            "answers": len(held_out) * config.samples,
-            "floor": pairs.get("floor"),
+            "reward_accuracy": base.accuracy,
+            "pairs": base.pairs,
+            "answers": len(base.held_out) * config.samples,
+            "floor": base.floor,
             **{when: found[when] for when in ("before", "after")},
         }
         job.run.finish("finished", result=result)
     return result
+
+
+def opened(config: RlhfConfig, path: Path, watch: Watch) -> Job:
+    """The job in `path`, new or as it stands; RgpoError for what can be known before any stage."""
+    _refuse(config)
+    return Job.open(path, {"job": "rlhf"} | dataclasses.asdict(config), watch)
+
+
+def prepared(job: Job, config: RlhfConfig) -> Base:
+    """The stages before RL: policy, preferences, reward model."""
+    path, chat = job.run.path, _has_template(config)
+    given = _given_pairs(config, chat=chat)
+    training, held_out = _prompts(config, given, chat=chat)
+    start = job.stage("policy", lambda f: _policy(job, config, given, f))["at"]
+    pairs = job.stage("preferences", lambda f: _preferences(job, config, start, training, f))
+    rows = given or read_rows(path / "preferences" / "pairs.jsonl")
+    scored = job.stage("reward", lambda f: _reward(job, config, start, rows, training, f))
+    return Base(
+        start,
+        path / "reward",
+        training,
+        held_out,
+        len(rows),
+        scored["accuracy"],
+        pairs.get("floor"),
+    )
 
 
 def _refuse(config: RlhfConfig) -> None:
@@ -274,54 +319,16 @@ def _policy(
 def _preferences(
     job: Job, config: RlhfConfig, start: str, prompts: list[Prompt], folder: Path
 ) -> dict[str, Any]:
-    """Pairs of the policy's answers in pairs.jsonl, labelled by the gold scorer; made in chunks."""
+    """Pairs of the policy's answers in pairs.jsonl, unless pairs were given."""
     if config.preferences is not None:
         return {}
-    policy = load_policy(start)
-    floor_of = policy.sample(prompts * (-(-256 // len(prompts))), config.max_tokens, seed=17)
-    gold = Gold.calibrated(policy, floor_of[:256])
-    file, wanted = folder / "pairs.jsonl", config.pairs or 0
-    rows, chunk = read_chunks(file)
-    while len(rows) < wanted:
-        if chunk * CHUNK > 4 * wanted + 4 * CHUNK:
-            raise RgpoError(
-                f"{chunk * CHUNK} pairs of answers gave {len(rows)} different gold rewards: the "
-                "policy says too much of the same"
-            )
-        asked = [prompts[(chunk * CHUNK + i) % len(prompts)] for i in range(CHUNK)]
-        made = _labelled(policy, gold, asked, config, seed=1000 + chunk)
-        seen = {repr(row) for row in rows}
-        rows += [row for row in made if repr(row) not in seen]
-        chunk += 1
-        write_atomic(file, b"".join(json_bytes(row, indent=None) for row in rows))
-        write_atomic(folder / "chunks.json", json_bytes(chunk))
-        job.watch("preferences", min(len(rows) / wanted, 0.99), f"{len(rows)} pairs")
-    rows = rows[:wanted]
-    write_atomic(file, b"".join(json_bytes(row, indent=None) for row in rows))
-    return {"floor": gold.floor}
 
+    def tell(fraction: float, note: str) -> None:
+        job.watch("preferences", fraction, note)
 
-def _labelled(
-    policy: Policy, gold: Gold, asked: list[Prompt], config: RlhfConfig, seed: int
-) -> list[dict[str, Any]]:
-    """Two answers to each prompt, the one with the higher gold reward first; ties left out."""
-    both = [policy.sample(asked, config.max_tokens, seed=seed + 10**6 * k) for k in (0, 1)]
-    scores = [gold(samples) for samples in both]
-    found: dict[str, dict[str, Any]] = {}
-    for first, second, a, b in zip(*both, *scores, strict=True):
-        better, worse = (first, second) if a > b else (second, first)
-        if a != b and better.text.strip() and worse.text.strip() and better.text != worse.text:
-            row = {"prompt": first.prompt, "chosen": _said(better), "rejected": _said(worse)}
-            row |= {"chosen_gold": max(a, b), "rejected_gold": min(a, b)}
-            found.setdefault(repr(row), row)
-    return list(found.values())
-
-
-def _said(sample: Sample) -> Any:
-    """The answer as the prompt is: text or a message."""
-    if isinstance(sample.prompt, str):
-        return sample.text
-    return [{"role": "assistant", "content": sample.text}]
+    file, policy = folder / "pairs.jsonl", load_policy(start)
+    floor = make_pairs(policy, prompts, config.pairs or 0, config.max_tokens or 1, file, tell)
+    return {"floor": floor}
 
 
 def _reward(
@@ -357,7 +364,7 @@ def _reward(
         lambda trainer: job.train(trainer, "reward", ("loss", "accuracy"), log=False),
     )
     samples = load_policy(start).sample(prompts[:128], config.max_tokens, seed=23)
-    reward.calibrate([s.prompt for s in samples], [_said(s) for s in samples])
+    reward.calibrate([s.prompt for s in samples], [s.completion for s in samples])
     reward.save(folder)
     remove_checkpoints(folder)
     return {"accuracy": reward.model.config.validation_accuracy, "backbone": name}
@@ -376,94 +383,41 @@ def load_reward_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def _learn(
-    job: Job, config: RlhfConfig, start: str, prompts: list[Prompt], folder: Path
-) -> dict[str, Any]:
-    tokenizer = load_policy(start).tokenizer
-    reward = RewardModel.load(job.run.path / "reward")
+def learner(config: RlhfConfig, base: Base, folder: Path) -> RecipeTrainer:
+    """The trainer of the stage of online RL, with its checkpoints in `folder`."""
+    tokenizer = load_policy(base.start).tokenizer
+    reward = RewardModel.load(base.reward)
     score: Any = reward
     if config.eos_penalty:
         score = with_eos_penalty(reward, tokenizer.eos_token_id)
     causal = hasattr(reward.model, "score") and len(reward.tokenizer) == len(tokenizer)
-    args = online(config, job.run.checkpoints)
-    trainer = RecipeTrainer(
-        start,
+    return RecipeTrainer(
+        base.start,
         score,
-        args,
-        Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        online(config, folder),
+        Dataset.from_list([{"prompt": prompt} for prompt in base.training]),
         critic=reward.model if config.advantage == "critic" and causal else None,
         processing_class=tokenizer,
         peft_config=adapters(config.lora or 0),
     )
+
+
+def _learn(job: Job, config: RlhfConfig, base: Base, folder: Path) -> dict[str, Any]:
+    trainer = learner(config, base, job.run.checkpoints)
     job.train(trainer, "trained", ("reward", "kl", "ratio/kl_k3"), log=True)
     save_policy(trainer, folder)
     return {}
 
 
-def _evaluate(
-    path: Path, start: str, prompts: list[Prompt], config: RlhfConfig, folder: Path
-) -> dict[str, Any]:
+def _evaluate(path: Path, base: Base, config: RlhfConfig, folder: Path) -> dict[str, Any]:
     """Both policies on the held-out prompts; their answers in answers.jsonl."""
-    reference, reward = load_policy(start), RewardModel.load(path / "reward")
-    made = json.loads((path / "preferences" / "done.json").read_bytes())
-    gold = Gold(reference, made["floor"]) if made.get("floor") is not None else None
+    reference, reward, gold = base.judges()
     found: dict[str, Any] = {}
     answers = []
-    for when, at in (("before", start), ("after", str(path / "trained"))):
+    for when, at in (("before", base.start), ("after", str(path / "trained"))):
         policy = load_policy(at)
-        samples = policy.sample(prompts * config.samples, config.max_tokens, seed=31)
+        samples = policy.sample(base.held_out * config.samples, config.max_tokens, seed=31)
         found[when], rows = measured(policy, reference, reward, gold, samples)
         answers += [{"policy": when, **row} for row in rows]
-    write_atomic(
-        folder / "answers.jsonl", b"".join(json_bytes(row, indent=None) for row in answers)
-    )
+    write_rows(folder / "answers.jsonl", answers)
     return found
-
-
-def measured(
-    policy: Policy,
-    reference: Policy,
-    reward: RewardModel,
-    gold: Gold | None,
-    samples: list[Sample],
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Means over a policy's own answers with standard errors, and the answers one by one.
-
-    KL(policy || reference) is the mean of log pi - log pi_ref summed over an answer's tokens,
-    entropy that of -log pi per token.
-    """
-    own, other = policy.log_probs(samples), reference.log_probs(samples)
-    scores = reward([s.prompt for s in samples], [_said(s) for s in samples])
-    per_answer: dict[str, list[float]] = {
-        "proxy": list(scores),
-        "kl": [float((a - b).sum()) for a, b in zip(own, other, strict=True)],
-        "length": [float(len(s.ids)) for s in samples],
-    }
-    if gold is not None:
-        per_answer["gold"] = gold(samples)
-    summary: dict[str, Any] = {name: _summary(values) for name, values in per_answer.items()}
-    summary["entropy"] = mean([float(-row.mean()) for row in own])
-    summary["cut"] = mean([float(not s.ended) for s in samples])
-    summary["different"] = len({s.text for s in samples}) / len(samples)
-    rows = [
-        {"prompt": s.prompt, "answer": s.text}
-        | {name: values[i] for name, values in per_answer.items()}
-        for i, s in enumerate(samples)
-    ]
-    return summary, rows
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    tensor = torch.tensor(values, dtype=torch.float64)
-    return {"mean": float(tensor.mean()), "se": float(tensor.std() / len(values) ** 0.5)}
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of JSON lines; none where there is no file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def read_chunks(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The pairs of an interrupted stage, and how many chunks they are of."""
-    counter = file.with_name("chunks.json")
-    return (read_rows(file), json.loads(counter.read_bytes())) if counter.exists() else ([], 0)

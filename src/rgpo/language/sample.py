@@ -25,6 +25,13 @@ class Sample:
 
     ended: bool
 
+    @property
+    def completion(self) -> Any:
+        """The answer as the prompt is: a text, or a message."""
+        if isinstance(self.prompt, str):
+            return self.text
+        return [{"role": "assistant", "content": self.text}]
+
 
 @dataclass
 class Policy:
