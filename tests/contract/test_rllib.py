@@ -210,7 +210,7 @@ def test_a_fixed_kl_coefficient_stays():
         ("rgpo-dual-product", {}, "reference_log_ratio.*language"),
         ("ppo-ewma", {}, "proximal_log_ratio.*staleness"),
         ("gspo", {}, "sequence"),
-        ("s-ppo", {}, "clip-normalized steps"),
+        ("s-ppo-variant", {}, "clip-normalized steps"),
         ("r2vpo-dual-variant", {}, "changes from update to update"),
         ("rgpo", {"sharpnes": 1.0}, "no hyper-parameter 'sharpnes'"),
     ],

@@ -72,7 +72,7 @@ def test_the_host_waits_after_an_update_not_inside(env, change, transfers):
     trainer.environments.close()
 
 
-@pytest.mark.parametrize("change", [{}, {"hidden": (8, 4)}, {"recipe": "s-ppo"}])
+@pytest.mark.parametrize("change", [{}, {"hidden": (8, 4)}, {"recipe": "s-ppo-variant"}])
 def test_the_plain_learner_waits_at_the_end_as_well(change, transfers, monkeypatch):
     """Its gradient norms apart, which are read run by run through `float`."""
     monkeypatch.setattr(

@@ -213,7 +213,12 @@ def test_acting_in_numpy_is_acting_in_torch():
 def test_a_clip_normalized_step_is_ppos_over_the_norm_of_what_was_clipped():
     """Below the floor of 0.1 small gradients are ten times PPO's; beyond it A's scale drops out."""
     norms = {}
-    for name, scale in (("ppo", 1e-2), ("s-ppo", 1e-2), ("s-ppo", 1e4), ("s-ppo", 1e5)):
+    for name, scale in (
+        ("ppo", 1e-2),
+        ("s-ppo-variant", 1e-2),
+        ("s-ppo-variant", 1e4),
+        ("s-ppo-variant", 1e5),
+    ):
         config = dataclasses.replace(
             BASE,
             recipe=name,
@@ -230,5 +235,5 @@ def test_a_clip_normalized_step_is_ppos_over_the_norm_of_what_was_clipped():
         order = np.arange(SAMPLES).reshape(1, 1, -1)
         schedule = Schedule(np.zeros(1), np.zeros(1), np.zeros(1))
         norms[name, scale] = float(plain.update(batch, order, schedule)["gradient_norm"][0])
-    assert norms["s-ppo", 1e-2] == pytest.approx(10 * norms["ppo", 1e-2], rel=1e-5)
-    assert norms["s-ppo", 1e5] == pytest.approx(norms["s-ppo", 1e4], rel=1e-3)
+    assert norms["s-ppo-variant", 1e-2] == pytest.approx(10 * norms["ppo", 1e-2], rel=1e-5)
+    assert norms["s-ppo-variant", 1e5] == pytest.approx(norms["s-ppo-variant", 1e4], rel=1e-3)

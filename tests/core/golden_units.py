@@ -73,7 +73,13 @@ GOLDEN = [
     ("ctpo", 1.04, -1.0, None, -1.04, -1.04),
     *(
         row
-        for name in ("turn-ppo", "s-ppo", "st-ppo", "ppo-prefix-variant", "ppo-prefix-mean-variant")
+        for name in (
+            "turn-ppo",
+            "s-ppo-variant",
+            "st-ppo-variant",
+            "ppo-prefix-variant",
+            "ppo-prefix-mean-variant",
+        )
         for row in (
             (name, 2.0, 1.0, None, 1.2, 0.0),
             (name, 0.5, -1.0, None, -0.8, 0.0),
@@ -112,8 +118,8 @@ LIMITS = {
     "chord-mu": (1, 1, 1, 1),
     "chord-is": (0, math.exp(-1e-6), 0, math.exp(-1e-6)),
     "turn-ppo": (0, 0, 0, INF),
-    "s-ppo": (0, 0, 0, INF),
-    "st-ppo": (0, 0, 0, INF),
+    "s-ppo-variant": (0, 0, 0, INF),
+    "st-ppo-variant": (0, 0, 0, INF),
     "ppo-prefix-variant": (0, 0, 0, INF),
     "ppo-prefix-mean-variant": (0, 0, 0, INF),
 }

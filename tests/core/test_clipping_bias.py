@@ -22,7 +22,7 @@ def data(spread: float, seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", ["s-ppo", "st-ppo"])
+@pytest.mark.parametrize("name", ["s-ppo-variant", "st-ppo-variant"])
 def test_bias_is_unclipped_minus_clipped_gradient(name):
     from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_bias_is_unclipped_minus_clipped_gradient(name):
 
 
 def test_nothing_clipped_leaves_a_constant_factor():
-    batch, recipe = data(0.01), recipes.get("s-ppo")
+    batch, recipe = data(0.01), recipes.get("s-ppo-variant")
     result = policy_loss(recipe, **batch)
     norm = gradient_norm(
         clipped_loss(recipe, result, batch["advantage"], batch["mask"]), [batch["log_prob"]]

@@ -124,13 +124,14 @@ PER_TOKEN = {
     "ppo-prefix-variant": prefix,
     "ppo-prefix-mean-variant": prefix_mean,
     "turn-ppo": lambda d, a, ids: clip(turn_ratio(d, ids), a, 0.2, 0.2),
-    "s-ppo": lambda d, a, *_: clip(d.exp(), a, 0.2, 0.2),
-    "st-ppo": lambda d, a, ids: clip(turn_ratio(d, ids), a, 0.2, 0.2),
+    "s-ppo-variant": lambda d, a, *_: clip(d.exp(), a, 0.2, 0.2),
+    "st-ppo-variant": lambda d, a, ids: clip(turn_ratio(d, ids), a, 0.2, 0.2),
 }
 """The terms that a sequence's loss sums over tokens (token mean) or averages (sequence mean)."""
 
 SEQUENCE_MEAN = {
-    "gspo-token", "gmpo", "rgpo-sequence", "vcpo", "ppo-opsm", "turn-ppo", "s-ppo", "st-ppo",
+    "gspo-token", "gmpo", "rgpo-sequence", "vcpo", "ppo-opsm", "turn-ppo", "s-ppo-variant",
+    "st-ppo-variant",
 }  # fmt: skip
 
 

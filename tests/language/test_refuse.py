@@ -24,7 +24,10 @@ SETTINGS = {
     "unknown reduction 'mean'": {"reduction": "mean"},
     "unknown advantage 'gae'": {"advantage": "gae"},
     "'m2po' looks at all tokens": {"recipe": "m2po", "gradient_accumulation_steps": 2},
-    "'st-ppo' looks at all tokens": {"recipe": "st-ppo", "gradient_accumulation_steps": 2},
+    "'st-ppo-variant' looks at all tokens": {
+        "recipe": "st-ppo-variant",
+        "gradient_accumulation_steps": 2,
+    },
     "acts where the advantage is 0": {"recipe": "asymre", "top_entropy_quantile": 0.5},
     "lag must be 0 or more": {"lag": -1},
     "set beta": {"kl_in": "reward", "advantage": "critic"},

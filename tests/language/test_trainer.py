@@ -274,7 +274,7 @@ def test_adaptive_penalty_of_a_recipe_adapts(tmp_path):
 
 def test_steps_normalised_by_the_clipping_bias(tmp_path):
     """S-PPO's loss is over the norm of what the clip took, here by automatic differentiation."""
-    args = RecipeConfig(str(tmp_path), use_cpu=True, recipe="s-ppo", **COMMON)
+    args = RecipeConfig(str(tmp_path), use_cpu=True, recipe="s-ppo-variant", **COMMON)
     trainer = RecipeTrainer(
         tiny.policy(), tiny.vowels, args, tiny.prompts(), processing_class=tiny.tokenizer()
     )

@@ -35,21 +35,21 @@ class Blank(gym.Env):
         return np.zeros(self.observation_space.shape, np.uint8), 0.0, False, False, {}
 
 
-ARMS = ("trpo", "rgpo", "ppo:clip_low=0.1,clip_high=0.3", "s-ppo")
+ARMS = ("trpo", "rgpo", "ppo:clip_low=0.1,clip_high=0.3", "s-ppo-variant")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 100])
 def test_every_arm_has_every_seed_once_in_the_order_of_the_arms(tmp_path, workers):
     planned = plan(BASE, ARMS, 3, tmp_path, workers=workers)
     labels = ["trpo"] * 3 + ["rgpo"] * 3 + ["ppo clip_low=0.1 clip_high=0.3"] * 3
-    labels += ["s-ppo"] * 3
+    labels += ["s-ppo-variant"] * 3
     assert [c.label for c in planned.configs] == labels
     assert [c.seed for c in planned.configs] == [3, 4, 5] * 4
     assert len({planned.path(c) for c in planned.configs}) == 12
     assert sorted(itertools.chain(*planned.deal)) == list(range(12))
     assert planned.parallel == min(workers, 12)
     for group in planned.groups:  # the fast learner's together, equal objectives side by side
-        slow = {c.recipe in ("trpo", "s-ppo") for c in group}
+        slow = {c.recipe in ("trpo", "s-ppo-variant") for c in group}
         assert len(slow) == 1
         changes = sum(a.label != b.label for a, b in itertools.pairwise(group))
         assert changes == len({c.label for c in group}) - 1

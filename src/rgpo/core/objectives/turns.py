@@ -4,6 +4,7 @@ from rgpo.core.objectives.ppo import PPO
 from rgpo.core.recipes import Recipe, register
 
 _SOURCE = "formula and default 0.2: third-party notes"
+_DIVISION = "division by a norm: third-party notes, which contradict; its floor: inferred"
 
 register(
     Recipe(
@@ -16,22 +17,22 @@ register(
         confidence=_SOURCE,
     ),
     Recipe(
-        "s-ppo",
+        "s-ppo-variant",
         PPO(),
         paper="2511.20718",
         summary="PPO's gradient over the norm of what clipping took from it",
         reduction="sequence-mean",
         step="clip-normalized",
-        confidence=_SOURCE + "; floor of the norm: inferred",
+        confidence=_DIVISION,
     ),
     Recipe(
-        "st-ppo",
+        "st-ppo-variant",
         PPO(),
         paper="2511.20718",
         summary="turn-ppo's gradient over the norm of what clipping took from it",
         level="turn",
         reduction="sequence-mean",
         step="clip-normalized",
-        confidence=_SOURCE + "; floor of the norm: inferred",
+        confidence=_DIVISION,
     ),
 )
