@@ -1,6 +1,7 @@
 """Runs on disk: resumed bit for bit, stopped cleanly, failed with a sentence."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -122,16 +123,38 @@ def test_evaluation_uses_the_normalisation_of_the_run(tmp_path):
     assert result.returns[0] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Hopper-v5"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, env):
+@pytest.mark.parametrize(
+    ("env", "backend"),
+    [
+        ("CartPole-v1", "gymnasium"),
+        ("Pendulum-v1", "gymnasium"),
+        ("Hopper-v5", "gymnasium"),
+        ("rgpo/Quadrotor", "vector"),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, env, backend):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    session.start([tiny(env=env)], [straight])
-    assert session.start([tiny(env=env)], [broken], stop_after(2)) == ["interrupted"]
+    config = tiny(env=env, backend=backend)
+    session.start([config], [straight])
+    assert session.start([config], [broken], stop_after(2)) == ["interrupted"]
     status = Run.open(broken).status
     assert status["status"] == "interrupted"
     assert "rgpo resume" in status["message"]
     assert final_checkpoint(broken).update == 2
     assert resume_in_new_process([broken]) == "['finished']"
+    assert_same_run(straight, broken)
+
+
+def test_a_package_installed_in_between_changes_nothing(tmp_path, monkeypatch):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    session.start([tiny()], [straight])
+    find = importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == "envpool" else find(name)
+        )
+        session.start([tiny(backend="auto")], [broken], stop_after(2))
+    assert session.resume([broken]) == ["finished"]
     assert_same_run(straight, broken)
 
 

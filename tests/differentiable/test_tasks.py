@@ -126,7 +126,7 @@ def test_a_truncated_episode_tells_its_final_observation_and_resets_alone():
 @pytest.mark.parametrize("name", TASKS)
 def test_the_gymnasium_view_is_the_same_task(name):
     """Also for control's environments, which can save and restore it exactly."""
-    batch = make_environments(name, [5, 6])
+    batch = make_environments(name, [5, 6], backend="gymnasium")
     assert batch.exact_state, batch.state_note
     seen = batch.reset()["vector"]
     task, envs = make_task(name), batch.envs

@@ -120,8 +120,10 @@ class TrainConfig(Settings):
     """Take every update back towards the old policy until its certificate is not negative
     (docs/certificates.md); with the usual gamma that is the null step."""
 
-    backend: Literal["auto", "gymnasium", "envpool"] = "auto"
-    """Who steps the environments; auto takes EnvPool where it is installed and has the task."""
+    backend: Literal["auto", "gymnasium", "vector", "envpool"] = "auto"
+    """Who steps the environments: gymnasium one after the other, vector and envpool all at once.
+    auto takes EnvPool where it is installed and has the task, else the task's own batch (vector)
+    if it has one."""
 
     learner: Literal["auto", "plain", "fast"] = "auto"
     """plain: autograd, any network. fast: hand-written backward for MLPs. auto: fast if it can."""

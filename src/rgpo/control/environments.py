@@ -1,4 +1,7 @@
-"""Batches of environments for training: Gymnasium's own, or EnvPool's where that is the same task.
+"""Batches of environments for training.
+
+Gymnasium's own one after the other; as one computation where the task offers that (vectorized.py);
+EnvPool's where that is the same task (envpool.py).
 
 Autoreset is NEXT_STEP everywhere (Gymnasium 1.x): the step that ends an episode returns its final
 observation, the next call ignores the action, resets, and is no transition (`Step.valid` False).
@@ -24,7 +27,7 @@ from rgpo.control import snapshot
 from rgpo.control.observations import Observation, ObservationEncoder
 from rgpo.errors import RgpoError
 
-Backend = Literal["auto", "gymnasium", "envpool"]
+Backend = Literal["auto", "gymnasium", "vector", "envpool"]
 
 _LIST_COMMAND = '`python -c "import gymnasium; gymnasium.pprint_registry()"`'
 _ATARI_INSTALL = 'Atari needs ale-py and OpenCV: `pip install "rgpo[atari]"`.'
@@ -69,7 +72,7 @@ class Step:
 class Environments(ABC):
     """A batch of environments of one task behind one encoding; see the module for its laws."""
 
-    backend: Literal["gymnasium", "envpool"]
+    backend: Literal["gymnasium", "vector", "envpool"]
 
     def __init__(
         self, env_id: str, seeds: Sequence[int], observation: gym.Space, action: gym.Space
@@ -133,6 +136,14 @@ class Environments(ABC):
         Raises RgpoError if the state is of another task or batch.
         """
         raise RgpoError(f"The environments cannot be restored: {self.state_note} ({state!r:.40}).")
+
+    def _check_saved(self, state: dict[str, Any]) -> None:
+        saved = (state["env_id"], len(state["environments"]))
+        if saved != (self.env_id, self.num_envs):
+            raise RgpoError(
+                f"The saved state is of {saved[1]} x {saved[0]}, not of "
+                f"{self.num_envs} x {self.env_id}: resume with the same task and batch."
+            )
 
     def _step(
         self,
@@ -244,12 +255,7 @@ class GymnasiumEnvironments(Environments):
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Environments.restore`."""
-        saved = (state["env_id"], len(state["environments"]))
-        if saved != (self.env_id, self.num_envs):
-            raise RgpoError(
-                f"The saved state is of {saved[1]} x {saved[0]}, not of "
-                f"{self.num_envs} x {self.env_id}: resume with the same task and batch."
-            )
+        self._check_saved(state)
         for env, one in zip(self.envs, state["environments"], strict=True):
             snapshot.restore(env, one)
         self.failures = {}
@@ -284,9 +290,10 @@ def make_environments(
     """Make one environment of `env_id` per seed.
 
     "auto" takes EnvPool if it is installed, has the same task (MuJoCo v5, classic control) and no
-    `kwargs` are given, which the two do not share; otherwise Gymnasium. `threads` is EnvPool's (one
-    is best on few cores). `kwargs` go to `gymnasium.make`, or to `envpool.make`. Atari ids get the
-    usual preprocessing: 84 x 84 grey, frames skipped and stacked by 4.
+    `kwargs` are given, which not all share; then "vector", the task's own batch, if it has one;
+    otherwise Gymnasium. `threads` is EnvPool's (one is best on few cores). `kwargs` go to
+    `gymnasium.make`, `gymnasium.make_vec` or `envpool.make`. Atari ids get the usual
+    preprocessing: 84 x 84 grey, frames skipped and stacked by 4.
 
     Raises RgpoError: unknown id, missing package, unsupported space, a seed that is not in
     [0, 2^31), or an environment that cannot be made with these arguments.
@@ -296,17 +303,27 @@ def make_environments(
     for seed in seeds:
         if not 0 <= seed < 2**31:
             raise RgpoError(f"The environment seed {seed} must be at least 0 and below 2^31.")
-    from rgpo.control import envpool  # which needs this module
+    from rgpo.control import envpool, vectorized  # which need this module
 
     if backend == "auto":
-        backend = "envpool" if not kwargs and envpool.is_same_task(env_id) else "gymnasium"
+        backend = "gymnasium" if kwargs else _best_backend(env_id)
     if backend == "gymnasium":
         return GymnasiumEnvironments(env_id, seeds, **kwargs)
-    envpool.require_task(env_id)
     try:
+        if backend == "vector":
+            return vectorized.VectorizedEnvironments(_find(env_id), seeds, **kwargs)
+        envpool.require_task(env_id)
         return envpool.EnvPoolEnvironments(env_id, seeds, threads=threads, **kwargs)
     except (AssertionError, TypeError, ValueError) as error:
         raise _unmakeable(env_id, error) from error
+
+
+def _best_backend(env_id: str) -> Backend:
+    from rgpo.control import envpool, vectorized
+
+    if envpool.is_same_task(env_id):
+        return "envpool"
+    return "vector" if vectorized.is_independent(_find(env_id)) else "gymnasium"
 
 
 def _make(env_id: str, **kwargs: Any) -> gym.Env:

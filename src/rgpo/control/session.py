@@ -55,11 +55,13 @@ def start(
 def resume(directories: Sequence[Path], progress: Progress | None = None) -> list[str]:
     """Continue runs from the newest update that all of them have a whole checkpoint of.
 
-    Exactly as if uninterrupted where the environments' state is part of the checkpoint
-    (Gymnasium backend); EnvPool's is not, there new episodes begin.
+    Exactly as if uninterrupted where the environments' state is part of the checkpoint (not
+    EnvPool's: there new episodes begin). The backend stays the one they were started with.
     """
     runs = [Run.open(directory) for directory in directories]
-    configs = [config_of(run) for run in runs]
+    configs = [
+        dataclasses.replace(config_of(run), backend=run.config["backend_used"]) for run in runs
+    ]
     saved, skipped = _common_checkpoints(runs)
     updates = saved[0].update
     if updates >= configs[0].updates:

@@ -1,19 +1,25 @@
-"""A differentiable task as an ordinary Gymnasium environment: NumPy in and out, no gradient.
+"""A differentiable task as ordinary Gymnasium environments: NumPy in and out, no gradient.
 
-`register_all` makes `gymnasium.make("rgpo/Pendulum")` work, so that score-function methods train
-on the very task that `ReparamPPO` differentiates. State and random generator are plain NumPy, so
-that a run's checkpoint holds them exactly.
+`register_all` makes `gymnasium.make("rgpo/Pendulum")` and `gymnasium.make_vec` work, so that
+score-function methods train on the very task that `ReparamPPO` differentiates: `TaskEnv` is one
+environment, `TaskBatch` many as one computation, with the same numbers. What they hold is saved
+exactly with a run's checkpoint.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 
 from rgpo.differentiable.tasks import TASKS, make_task
 from rgpo.differentiable.tasks.task import Segment
 from rgpo.differentiable.vector import action_space, observation_space
+from rgpo.runs import checkpoint
 
 HEIGHT = 360
 """Pixels of a drawn frame; the width follows from the task's view."""
@@ -65,6 +71,98 @@ class TaskEnv(gym.Env):
         return draw(task.drawing(torch.from_numpy(self.state)), task.view)
 
 
+class TaskBatch(gym.vector.VectorEnv):
+    """E environments of a task as one computation; each gives exactly what `TaskEnv` gives.
+
+    Each has a random generator of its own, so that it depends on its seed and its actions alone,
+    wherever it stands in whichever batch (`rgpo.control.vectorized` wants that). Tasks of your own
+    keep the law if their arithmetic treats every row alike, as element-wise functions do.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "independent": True,
+    }
+
+    def __init__(self, task_name: str, num_envs: int = 1) -> None:
+        self.task, self.num_envs = make_task(task_name), num_envs
+        self.single_action_space = action_space(self.task)
+        self.single_observation_space = observation_space(self.task)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.generators = [np_random()[0] for _ in range(num_envs)]
+        self.state = torch.zeros(num_envs, self.task.state_size, dtype=torch.float64)
+        self.elapsed = np.zeros(num_envs, np.int64)
+        self.ended = np.zeros(num_envs, bool)  # reset by the next step
+
+    def reset(  # type: ignore[override]
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start all episodes anew; a single seed counts up from environment to environment."""
+        del options
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        for i, own in enumerate(seeds or ()):
+            if own is not None:
+                self.generators[i] = np_random(own)[0]
+        self._begin(np.arange(self.num_envs))
+        self.ended = np.zeros(self.num_envs, bool)
+        return self._observe(), {}
+
+    @torch.inference_mode()
+    def step(  # type: ignore[override]
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """See Gymnasium; where an episode had ended the action is ignored and a new one begins."""
+        resets = self.ended
+        space = self.single_action_space
+        clipped = np.clip(actions, space.low, space.high).astype(np.float64)
+        self.state, rewards, ends = self.task.step(self.state, torch.from_numpy(clipped))
+        self.elapsed += 1
+        if resets.any():
+            self._begin(np.flatnonzero(resets))
+        reward = np.where(resets, 0, rewards.numpy())
+        terminated = ends.numpy() & ~resets
+        truncated = (self.elapsed >= self.task.max_steps) & ~terminated
+        self.ended = terminated | truncated
+        return self._observe(), reward, terminated, truncated, {}
+
+    def capture(self) -> list[dict[str, Any]]:
+        """The exact state of every environment, as strict JSON if its numbers are finite."""
+        states = self.state.tolist()
+        return [
+            {
+                "state": states[i],
+                "elapsed": int(self.elapsed[i]),
+                "ended": bool(self.ended[i]),
+                "generator": checkpoint.generator_state(self.generators[i]),
+            }
+            for i in range(self.num_envs)
+        ]
+
+    @torch.inference_mode()
+    def restore(self, captured: Sequence[dict[str, Any]]) -> None:
+        """Continue exactly where `capture` was called."""
+        for i, one in enumerate(captured):
+            self.state[i] = torch.tensor(one["state"], dtype=torch.float64)
+            self.elapsed[i], self.ended[i] = one["elapsed"], one["ended"]
+            self.generators[i] = checkpoint.restore_generator(one["generator"])
+
+    @torch.inference_mode()
+    def _begin(self, which: np.ndarray) -> None:
+        """New episodes for the environments `which` (k,), each from its own generator."""
+        size = self.task.noise_size
+        noise = np.stack([self.generators[i].random(size) for i in which])
+        self.state[torch.from_numpy(which)] = self.task.initial(torch.from_numpy(noise))
+        self.elapsed[which] = 0
+
+    @torch.inference_mode()
+    def _observe(self) -> np.ndarray:
+        return self.task.observe(self.state).numpy().astype(np.float32)
+
+
 def draw(lines: list[Segment], view: tuple[float, float, float, float]) -> np.ndarray:
     """A picture of line segments, 5 pixels thick."""
     left, right, bottom, top = view
@@ -88,8 +186,13 @@ def register_all() -> None:
     """
     for name in (*TASKS, "rgpo/Task"):
         if name not in gym.registry:
-            kwargs = {"task_name": name} if name in TASKS else {}
-            gym.register(name, f"{__name__}:TaskEnv", kwargs=kwargs, disable_env_checker=True)
+            gym.register(
+                name,
+                f"{__name__}:TaskEnv",
+                vector_entry_point=f"{__name__}:TaskBatch",
+                kwargs={"task_name": name} if name in TASKS else {},
+                disable_env_checker=True,
+            )
 
 
 register_all()
