@@ -219,34 +219,6 @@ def test_the_end_of_a_rollout_bootstraps():
     assert rollout.episodes == [[]]
 
 
-def test_episodes_across_rollouts_are_those_of_a_plain_loop():
-    trainer = Trainer([tiny(rollout_steps=16), tiny(rollout_steps=16, seed=5)])
-    actions, step = [], trainer.environments.step_all
-
-    def recording(action):
-        actions.append(np.array(action))
-        return step(action)
-
-    trainer.environments.step_all = recording
-    rollouts = [trainer._collect() for _ in range(6)]
-    found = [sorted(e for rollout in rollouts for e in rollout.episodes[r]) for r in range(2)]
-    expected = [[], []]
-    for i, seed in enumerate(trainer.environments.seeds):
-        env, total, length, over = gym.make(TINY.env), 0.0, 0, False
-        env.reset(seed=seed)
-        for action in actions:
-            if over:
-                env.reset()
-                total, length, over = 0.0, 0, False
-                continue
-            _, reward, terminated, truncated, _ = env.step(action[i])
-            total, length, over = total + float(reward), length + 1, terminated or truncated
-            if over:
-                expected[i // 2].append((total, length))
-    assert found == [sorted(e) for e in expected]
-    assert min(len(e) for e in expected) > 3
-
-
 # ---- failures -----------------------------------------------------------------------------
 
 

@@ -5,13 +5,15 @@ fitted to, with estimated advantages and states that are correlated and undiscou
 confidence is nominal (docs/certificates.md says what that means and how large the parts are).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rgpo.control.distributions import Categorical, Distribution
+from rgpo.control.learner import Batch, Learner
 from rgpo.core.certificate import categorical_tv, certify, has_gate, tv_bound
 from rgpo.core.objective import Objective
 from rgpo.core.objectives.importance import Importance
@@ -98,6 +100,62 @@ def certify_runs(
         )
         start = end
     return {key: torch.cat([getattr(c, name) for c in found]) for key, name in PARTS.items()}
+
+
+def certificates(
+    distribution: Distribution,
+    objectives: Sequence[Objective],
+    batch: Batch,
+    parameters: Tensor,
+    log_ratio: Tensor,
+    kl: Tensor,
+    *,
+    gamma: float,
+    confidence: float = CONFIDENCE,
+) -> dict[str, Tensor]:
+    """What the rollout guarantees about policies with these `parameters` (R, N, P); on the CPU.
+
+    `certify` tells reasons, and so looks at numbers.
+    """
+    tv = total_variation(distribution, batch.parameters, parameters, kl)
+    data = [x.cpu() for x in (log_ratio, batch.advantage, tv, batch.mask)]
+    return certify_runs(objectives, *data, gamma=gamma, confidence=confidence)
+
+
+@torch.no_grad()
+def shorten(
+    learner: Learner,
+    distribution: Distribution,
+    objectives: Sequence[Objective],
+    batch: Batch,
+    old: list[dict[str, Tensor]],
+    *,
+    gamma: float,
+) -> np.ndarray:
+    """Take policies back towards `old` until their steps are certified: fractions (R,)."""
+    policies = learner.policies
+    new = policy_parameters(policies)
+
+    def promise(fraction: Tensor) -> Tensor:
+        place(policies, old, new, fraction)
+        parameters, _ = learner.evaluate(batch.observation)
+        log_ratio = distribution.log_prob(parameters, batch.action) - batch.log_prob
+        kl = distribution.kl(batch.parameters, parameters)
+        found = certificates(
+            distribution,
+            objectives,
+            batch,
+            parameters,
+            log_ratio,
+            kl,
+            gamma=gamma,
+            confidence=confidence_per_candidate(),
+        )
+        return found["certificate"]
+
+    fraction = certified_fraction(promise, len(policies))
+    place(policies, old, new, fraction)
+    return fraction.numpy()
 
 
 def _gated(objective: Objective) -> Objective:

@@ -28,9 +28,9 @@ def _state_of_run(
             tensors[f"{prefix}.{name}"] = torch.from_numpy(array)
     mine = slice(run * trainer.envs, (run + 1) * trainer.envs)
     tensors["discounted"] = torch.from_numpy(trainer.scaler.discounted[run].copy())
-    tensors["running_return"] = torch.from_numpy(trainer.running_return[mine].copy())
-    tensors["running_length"] = torch.from_numpy(trainer.running_length[mine].copy())
-    for key, array in trainer.current.items():
+    tensors["running_return"] = torch.from_numpy(trainer.collector.running_return[mine].copy())
+    tensors["running_length"] = torch.from_numpy(trainer.collector.running_length[mine].copy())
+    for key, array in trainer.collector.current.items():
         tensors[f"current.{key}"] = torch.from_numpy(array[mine].copy())
     if trainer.config.staleness:
         tensors["past"] = torch.stack([parameters[run] for parameters in trainer.past])
@@ -63,9 +63,9 @@ def restore(trainer: "Trainer", saved: Sequence[checkpoint.Checkpoint]) -> None:
     for run, one in enumerate(saved):
         mine = slice(run * trainer.envs, (run + 1) * trainer.envs)
         trainer.scaler.discounted[run] = one.tensors["discounted"].numpy()
-        trainer.running_return[mine] = one.tensors["running_return"].numpy()
-        trainer.running_length[mine] = one.tensors["running_length"].numpy()
-        for key, array in trainer.current.items():
+        trainer.collector.running_return[mine] = one.tensors["running_return"].numpy()
+        trainer.collector.running_length[mine] = one.tensors["running_length"].numpy()
+        for key, array in trainer.collector.current.items():
             array[mine] = one.tensors[f"current.{key}"].numpy()
 
 

@@ -1,11 +1,11 @@
 """Actor-critic training with any recipe of the core, from top to bottom.
 
     for every update:
-        collect    T steps in E environments, with R policies side by side
+        collect    T steps in E environments, R policies side by side     (collect.py)
         prepare    normalise rewards, values, generalised advantage estimation
-        update     epochs of minibatches of the recipe's surrogate       (learner.py, fast.py)
-               --certified: taken back until it is certified         (certify.py)
-        measure    exact KL(old || new), ratio tails, ESS, ... of the new policy on the rollout
+        update     epochs of minibatches of the recipe's surrogate        (learner.py, fast.py)
+                   --certified: taken back until it is certified          (certify.py)
+        measure    exact KL(old || new), ratio tails, ESS, ... on the rollout  (measure.py)
         log, adapt the KL penalty, checkpoint
 
 Arrays carry a leading axis of runs R: several seeds and recipes on one environment are trained as
@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,53 +27,24 @@ import torch
 from torch import Tensor
 
 from rgpo.control import state
-from rgpo.control.certify import (
-    CONFIDENCE,
-    PARTS,
-    certified_fraction,
-    certify_runs,
-    confidence_per_candidate,
-    place,
-    policy_parameters,
-    total_variation,
-)
+from rgpo.control.certify import PARTS, policy_parameters, shorten
+from rgpo.control.collect import Collector, Rollout
 from rgpo.control.config import TrainConfig, shared_fields
 from rgpo.control.device import usable_device
 from rgpo.control.distributions import Categorical, distribution_for
 from rgpo.control.environments import make_environments
 from rgpo.control.fast import FastLearner
-from rgpo.control.learner import Batch, Learner, PlainLearner, Schedule, objective_inputs
+from rgpo.control.learner import Batch, Learner, PlainLearner, Schedule
+from rgpo.control.measure import measure
 from rgpo.control.networks import ActorCritic
 from rgpo.control.normalize import ObservationNormalizer, RewardScaler
-from rgpo.core.advantage import gae, normalize
+from rgpo.core.advantage import gae
 from rgpo.core.anchor import ParameterAverage
-from rgpo.core.diagnostics import KL_SPIKE, explained_variance, ratio_diagnostics
 from rgpo.core.kl import KLPenalty
 from rgpo.errors import RgpoError
 from rgpo.runs import checkpoint
 
 Rows = list[dict[str, float | None]]
-
-
-@dataclass
-class Rollout:
-    """What R policies saw and did: (R, T, E, ...), observations (R, T + 1, E, ...)."""
-
-    observation: dict[str, np.ndarray]
-    """As the policies saw them: vectors are normalised."""
-
-    action: np.ndarray
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    valid: np.ndarray
-    """False for the dummy step of an autoreset."""
-
-    episodes: list[list[tuple[float, int]]] = field(default_factory=list)
-    """Per run, return and length of every episode that ended."""
-
-    seconds_act: float = 0.0
-    seconds_step: float = 0.0
 
 
 class Trainer:
@@ -109,9 +80,7 @@ class Trainer:
         first = self.learner.parameters_of_runs()
         self.past = deque([first], maxlen=config.staleness + 1)  # [0] is the one that acts
         self.anchors = self._make_anchors(first)
-        self.current = self.environments.reset()
-        self.running_return = np.zeros(self.runs * self.envs)
-        self.running_length = np.zeros(self.runs * self.envs, dtype=np.int64)
+        self.collector = Collector(self.environments, self.distribution, self.normalizer, self.runs)
         self.failed: dict[int, str] = {}
 
     # ---- construction ---------------------------------------------------------------------
@@ -170,27 +139,22 @@ class Trainer:
     def step(self) -> Rows:
         """Collect, learn, measure: one row of metrics per run."""
         start = time.perf_counter()
-        with self._acting(self.past[0]):
-            rollout = self._collect()
+        rollout = self._collect()
         learn_start = time.perf_counter()
         batch, before = self._prepare(rollout)
-        progress = self.updates_done / self.config.updates
-        decay = 1 - progress if self.config.schedule == "linear" else 1.0
-        learning_rate = np.array([c.learning_rate * decay for c in self.configs])
-        learning_rate *= self.rate_scales
-        coefficients = [p.weight(progress) if p else 0.0 for p in self.penalties]
-        reverse = np.array([p is not None and p.direction == "reverse" for p in self.penalties])
-        schedule = Schedule(
-            learning_rate, np.where(reverse, 0, coefficients), np.where(reverse, coefficients, 0)
-        )
-        order = self._minibatch_order()
+        schedule = self._schedule()
         old = policy_parameters(self.learner.policies) if self.config.certified else None
-        learned = self.learner.update(batch, order, schedule)
-        accepted = np.ones(self.runs) if old is None else self._shorten(batch, old)
-        metrics = self._measure(batch, before) | learned | {"accepted_step": accepted}
+        learned = self.learner.update(batch, self._minibatch_order(), schedule)
+        subject = (self.learner, self.distribution, [r.objective for r in self.recipes], batch)
+        accepted = np.ones(self.runs)
+        if old is not None:
+            accepted = shorten(*subject, old, gamma=self.config.gamma)
+        metrics = measure(*subject, before, gamma=self.config.gamma)
+        metrics |= learned | {"accepted_step": accepted}
         for key in PARTS.keys() & metrics.keys():  # a null step changes nothing, for certain
             metrics[key] = np.where(accepted == 0, 0, metrics[key])
-        metrics |= {"learning_rate": learning_rate, "kl_coefficient": np.array(coefficients)}
+        metrics["learning_rate"] = schedule.learning_rate
+        metrics["kl_coefficient"] = schedule.kl_coefficient + schedule.reverse_kl_coefficient
         self.updates_done += 1
         self._adapt(metrics)
         self.normalizer.refresh()
@@ -203,53 +167,14 @@ class Trainer:
         return self._rows(metrics, rollout, seconds)
 
     def _collect(self) -> Rollout:
-        """T steps of every environment with the policies as they are."""
-        rollout, noise = self._empty_rollout(), self._noise()
-        lead = (self.runs, self.envs)
-        size = self.environments.observation_shapes.get("vector", (0,))[0]
-        raw = np.empty((self.runs, self.time, self.envs, size), dtype=np.float32)
-        for t in range(self.time):
-            acting = time.perf_counter()
-            seen = {k: v.reshape(*lead, *v.shape[1:]) for k, v in self.current.items()}
-            if "vector" in seen:
-                raw[:, t] = seen["vector"]
-                seen["vector"] = self.normalizer(seen["vector"])
-            action = self.learner.act(seen, noise[:, t])
-            stepping = time.perf_counter()
-            flat = action.reshape(-1, action.shape[-1])
-            step = self.environments.step_all(self.distribution.to_env(flat))
-            stepped = time.perf_counter()
-            for key, array in seen.items():
-                rollout.observation[key][:, t] = array
-            rollout.action[:, t] = action
-            for name in ("reward", "terminated", "truncated", "valid"):
-                getattr(rollout, name)[:, t] = getattr(step, name).reshape(lead)
-            self.current = step.observation
-            rollout.seconds_act += stepping - acting
-            rollout.seconds_step += stepped - stepping
-        last = {k: v.reshape(*lead, *v.shape[1:]) for k, v in self.current.items()}
-        if "vector" in last:
-            last["vector"] = self.normalizer(last["vector"])
-            self.normalizer.moments.update(raw.reshape(self.runs, -1, raw.shape[-1]))
-        for key, array in last.items():
-            rollout.observation[key][:, self.time] = array
-        rollout.episodes = self._finished_episodes(rollout)
+        """A rollout of the policies that act; a run one of whose environments fails has failed."""
+        with self._acting(self.past[0]):
+            rollout = self.collector.collect(self.learner.act, self._noise())
         for index, failure in self.environments.failures.items():
             run, place = divmod(index, self.envs)
             told = f"environment {place} of the run {failure.what.rstrip('.')}"
             self.failed.setdefault(run, f"{told} (after step {self.steps_done})")
         return rollout
-
-    def _empty_rollout(self) -> Rollout:
-        steps = (self.runs, self.time, self.envs)
-        seen = {
-            key: np.empty((self.runs, self.time + 1, self.envs, *v.shape[1:]), dtype=v.dtype)
-            for key, v in self.current.items()
-        }
-        size = (*steps, self.distribution.action_size)
-        action = torch.empty(size, dtype=self.distribution.action_dtype).numpy()
-        flags = [np.empty(steps, dtype=bool) for _ in range(3)]
-        return Rollout(seen, action, np.empty(steps, dtype=np.float32), *flags)
 
     def _noise(self) -> np.ndarray:
         """(R, T, E, K), from each run's own generator."""
@@ -260,31 +185,25 @@ class Trainer:
             draws = [g.random(shape, dtype=np.float32) for g in self.generators]
         return np.stack(draws)
 
+    def _schedule(self) -> Schedule:
+        """Learning rates and KL coefficients of the next update."""
+        progress = self.updates_done / self.config.updates
+        decay = 1 - progress if self.config.schedule == "linear" else 1.0
+        learning_rate = np.array([c.learning_rate * decay for c in self.configs])
+        coefficients = np.array([p.weight(progress) if p else 0.0 for p in self.penalties])
+        reverse = np.array([p is not None and p.direction == "reverse" for p in self.penalties])
+        return Schedule(
+            learning_rate * self.rate_scales,
+            np.where(reverse, 0, coefficients),
+            np.where(reverse, coefficients, 0),
+        )
+
     def _minibatch_order(self) -> np.ndarray:
         """(R, epochs, N) permutations, from each run's own generator."""
         size, epochs = self.config.batch_size, self.config.epochs
         return np.stack(
             [np.stack([g.permutation(size) for _ in range(epochs)]) for g in self.generators]
         )
-
-    def _finished_episodes(self, rollout: Rollout) -> list[list[tuple[float, int]]]:
-        """Returns and lengths of the episodes that ended, by run, in the order they ended."""
-        time_first = (self.time, self.runs * self.envs)
-        reward = np.moveaxis(rollout.reward, 0, 1).reshape(time_first).astype(np.float64)
-        valid = np.moveaxis(rollout.valid, 0, 1).reshape(time_first)
-        done = np.moveaxis(rollout.terminated | rollout.truncated, 0, 1).reshape(time_first)
-        total = self.running_return + np.cumsum(reward, axis=0)
-        length = self.running_length + np.cumsum(valid, axis=0)
-        episodes: list[list[tuple[float, int]]] = [[] for _ in range(self.runs)]
-        spent_return = np.zeros_like(self.running_return)
-        spent_length = np.zeros_like(self.running_length)
-        for t, i in np.argwhere(done):
-            ended = (float(total[t, i] - spent_return[i]), int(length[t, i] - spent_length[i]))
-            episodes[i // self.envs].append(ended)
-            spent_return[i], spent_length[i] = total[t, i], length[t, i]
-        self.running_return = total[-1] - spent_return
-        self.running_length = length[-1] - spent_length
-        return episodes
 
     @torch.no_grad()
     def _prepare(self, rollout: Rollout) -> tuple[Batch, Tensor]:
@@ -364,83 +283,6 @@ class Trainer:
             with self._acting(self.anchors.average):
                 before, _ = self.learner.evaluate(observation)
         return self.distribution.log_prob(before, action)
-
-    @torch.no_grad()
-    def _measure(self, batch: Batch, before: Tensor) -> dict[str, np.ndarray]:
-        """Every diagnostic of the new policies against the behaviour policies, on the rollout.
-
-        `before` (R, N, P) are the policies at the start of the update, the same unless stale.
-        """
-        mask, count = batch.mask, torch.clamp(batch.mask.sum(-1), min=1)
-        parameters, _ = self.learner.evaluate(batch.observation)
-        log_ratio = self.distribution.log_prob(parameters, batch.action) - batch.log_prob
-        advantage = normalize(batch.advantage, mask, dim=-1)
-        weight = torch.stack(
-            [
-                self._weight(r, batch.run(r), parameters[r], log_ratio[r], advantage[r])
-                for r in range(self.runs)
-            ]
-        )
-        kl = behavior_kl = self.distribution.kl(before, parameters)
-        if before is not batch.parameters:
-            behavior_kl = self.distribution.kl(batch.parameters, parameters)
-        entropy = self.distribution.entropy(parameters)
-        metrics = ratio_diagnostics(log_ratio, advantage, weight, mask)
-        metrics["kl"] = torch.where(mask, kl, 0).sum(-1) / count
-        metrics["kl_behavior"] = torch.where(mask, behavior_kl, 0).sum(-1) / count
-        metrics["kl_spike"] = (metrics["kl"] > KL_SPIKE).float()
-        metrics["entropy"] = torch.where(mask, entropy, 0).sum(-1) / count
-        metrics["explained_variance"] = explained_variance(batch.value, batch.returns, mask)
-        table = torch.stack([tensor.double() for tensor in metrics.values()]).cpu().numpy()
-        found = self._certificates(batch, parameters, log_ratio, behavior_kl)
-        return dict(zip(metrics, table, strict=True)) | {k: v.numpy() for k, v in found.items()}
-
-    def _certificates(
-        self,
-        batch: Batch,
-        parameters: Tensor,
-        log_ratio: Tensor,
-        kl: Tensor,
-        confidence: float = CONFIDENCE,
-    ) -> dict[str, Tensor]:
-        """What the rollout guarantees about policies with these `parameters` (R, N, P); on the CPU.
-
-        `certify` tells reasons, and so looks at numbers.
-        """
-        tv = total_variation(self.distribution, batch.parameters, parameters, kl)
-        objectives = [recipe.objective for recipe in self.recipes]
-        data = [x.cpu() for x in (log_ratio, batch.advantage, tv, batch.mask)]
-        return certify_runs(objectives, *data, gamma=self.config.gamma, confidence=confidence)
-
-    @torch.no_grad()
-    def _shorten(self, batch: Batch, old: list[dict[str, Tensor]]) -> np.ndarray:
-        """Take policies back towards `old` until their steps are certified: fractions (R,)."""
-        policies = self.learner.policies
-        new = policy_parameters(policies)
-
-        def promise(fraction: Tensor) -> Tensor:
-            place(policies, old, new, fraction)
-            parameters, _ = self.learner.evaluate(batch.observation)
-            log_ratio = self.distribution.log_prob(parameters, batch.action) - batch.log_prob
-            kl = self.distribution.kl(batch.parameters, parameters)
-            found = self._certificates(batch, parameters, log_ratio, kl, confidence_per_candidate())
-            return found["certificate"]
-
-        fraction = certified_fraction(promise, self.runs)
-        place(policies, old, new, fraction)
-        return fraction.numpy()
-
-    def _weight(
-        self, r: int, batch: Batch, parameters: Tensor, log_ratio: Tensor, advantage: Tensor
-    ) -> Tensor:
-        """The weight of every sample of one run; its advantages stand in for the median's."""
-        objective = self.recipes[r].objective
-        inputs = objective_inputs(
-            objective, self.distribution, parameters, log_ratio + batch.log_prob, batch
-        )
-        if "median_advantage" in objective.needs:
-            inputs["median_advantage"] = batch.returns - batch.value
-        return objective.weight(log_ratio, advantage, **inputs)
 
     def _adapt(self, metrics: dict[str, np.ndarray]) -> None:
         """Adapt penalties, objectives and anchors; set runs aside whose update was not finite."""
