@@ -3,9 +3,11 @@
 Forward and backward through a window of 16 steps with actions as leaves, for every task and number
 of environments; then the split of a training update (rollout, back-propagation, policy epochs,
 critics) at the default setting. Rounds take turns over the variants, so that a noisy machine
-disturbs all of them alike; medians over rounds. One thread; --device cuda where there is one.
+disturbs all of them alike; medians over rounds. Last, the same update of several runs as one
+computation, per run. One thread; --device cuda where there is one.
 
-    python benchmarks/differentiable.py [--envs 64 256 1024] [--rounds 7] [--device cpu]
+    python benchmarks/differentiable.py [--envs 64 256 1024] [--rounds 7] [--runs 1 5 10]
+                                        [--device cpu]
 """
 
 import argparse
@@ -26,11 +28,12 @@ PARTS = ("seconds_rollout", "seconds_backward", "seconds_actor", "seconds_critic
 
 
 def main() -> None:
-    """Measure and print both tables."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--envs", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 5, 10])
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -42,14 +45,19 @@ def main() -> None:
             rates[variant].append(with_gradients(*variant, options.device))
     show_rates(console, rates, options.envs)
     trainers = {
-        name: ReparamTrainer(ReparamConfig(env=name, device=options.device)) for name in TASKS
+        (name, runs): ReparamTrainer(
+            [ReparamConfig(env=name, seed=seed, device=options.device) for seed in range(runs)]
+        )
+        for name in TASKS
+        for runs in sorted({1, *options.runs})
     }
-    splits: dict[str, list[dict[str, float]]] = {name: [] for name in TASKS}
+    splits: dict[tuple[str, int], list[dict[str, float]]] = {key: [] for key in trainers}
     for _ in range(options.rounds):
-        for name, trainer in trainers.items():
+        for key, trainer in trainers.items():
             for _ in range(options.updates):
-                splits[name].append(trainer.step()[0])  # type: ignore[arg-type]
-    show_splits(console, splits)
+                splits[key].append(trainer.step()[0])  # type: ignore[arg-type]
+    show_splits(console, {name: splits[name, 1] for name in TASKS})
+    show_batches(console, splits, options.runs)
 
 
 def with_gradients(name: str, number: int, device: str) -> float:
@@ -101,6 +109,19 @@ def show_splits(console: Console, splits: dict[str, list[dict[str, float]]]) -> 
         parts = [1000 * statistics.median(row[key] for row in rows) for key in PARTS]
         cells = [f"{part:.1f}" for part in parts]
         table.add_row(name, *cells, f"{512 / parts[-1] * 1000:,.0f}")
+    console.print(table)
+
+
+def show_batches(
+    console: Console, splits: dict[tuple[str, int], list[dict[str, float]]], runs: list[int]
+) -> None:
+    """Milliseconds of one update per run, by how many runs are trained together; medians."""
+    table = Table(title="One update of 32 environments x 16 steps, milliseconds per run")
+    for heading in ("task", *(f"{number} together" for number in runs)):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for name in TASKS:
+        medians = (statistics.median(row["seconds"] for row in splits[name, n]) for n in runs)
+        table.add_row(name, *(f"{1000 * median:.1f}" for median in medians))
     console.print(table)
 
 

@@ -76,3 +76,19 @@ def test_rewards_are_scaled_per_run_and_clipped():
 def test_rewards_pass_when_it_is_switched_off():
     reward = np.ones((3, 1, 2), dtype=np.float32)
     assert RewardScaler(1, 2, 0.9, enabled=False)(reward, reward > 2) is reward
+
+
+def test_masked_samples_are_as_if_they_had_not_been_there():
+    random = np.random.default_rng(0)
+    samples, mask = random.normal(size=(2, 40, 3)), random.random((2, 40)) < 0.6
+    samples[~mask] = np.nan
+    together = RunningMoments(2, (3,))
+    together.update(samples, mask)
+    for run in range(2):
+        alone = RunningMoments(1, (3,))
+        alone.update(samples[run, mask[run]][None])
+        for name, array in alone.state(0).items():
+            np.testing.assert_allclose(together.state(run)[name], array, rtol=1e-12)
+    before = together.state(0)
+    together.update(samples, np.zeros_like(mask))
+    np.testing.assert_array_equal(together.state(0)["mean"], before["mean"])

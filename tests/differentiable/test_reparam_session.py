@@ -51,21 +51,23 @@ def stop_after(updates):
     ],
     ids=["plain", "reppo, adaptive KL", "maximum entropy"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, changes):
-    config = dataclasses.replace(TINY, **changes)
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    assert session.start([config], [whole]) == ["finished"]
-    assert session.start([config], [parted], stop_after(3)) == ["interrupted"]
-    assert session.resume([parted]) == ["finished"]
-    assert rows_of(whole) == rows_of(parted)
-    first, second = (checkpoint.newest(Run.open(p).checkpoints)[0] for p in (whole, parted))
-    assert first.update == second.update == UPDATES
-    assert first.state == second.state
-    assert first.tensors.keys() == second.tensors.keys()
-    for name, tensor in first.tensors.items():
-        assert torch.equal(tensor, second.tensors[name]), name
+def test_resumed_runs_are_the_uninterrupted_ones_bit_for_bit(tmp_path, changes):
+    configs = [dataclasses.replace(TINY, seed=seed, **changes) for seed in (3, 4)]
+    wholes, parts = ([tmp_path / f"{kind}{run}" for run in range(2)] for kind in ("whole", "part"))
+    assert session.start(configs, wholes) == ["finished"] * 2
+    assert session.start(configs, parts, stop_after(3)) == ["interrupted"] * 2
+    assert session.resume(parts) == ["finished"] * 2
+    for whole, part in zip(wholes, parts, strict=True):
+        assert rows_of(whole) == rows_of(part)
+        first, second = (checkpoint.newest(Run.open(p).checkpoints)[0] for p in (whole, part))
+        assert first.update == second.update == UPDATES
+        assert first.state == second.state
+        assert first.tensors.keys() == second.tensors.keys()
+        for name, tensor in first.tensors.items():
+            assert torch.equal(tensor, second.tensors[name]), name
+    assert rows_of(wholes[0]) != rows_of(wholes[1])
     with pytest.raises(RgpoError, match="nothing to resume"):
-        session.resume([whole])
+        session.resume(wholes)
 
 
 def test_a_finished_run_is_evaluated_on_the_states_of_the_gymnasium_view(tmp_path):

@@ -1,5 +1,7 @@
 """Running moments of observations and of discounted returns, one set for every run."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -14,11 +16,14 @@ class RunningMoments:
         self.variance = np.ones((runs, *shape))
         self.count = np.full(runs, 1e-4)
 
-    def update(self, samples: np.ndarray) -> None:
-        """Take in samples of shape (R, n, *shape)."""
+    def update(self, samples: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Take in samples (R, n, *shape), of each run those where `mask` (R, n) is True."""
         samples = samples.astype(np.float64)
-        number = samples.shape[1]
-        mean, variance = samples.mean(1), samples.var(1)
+        if mask is None or mask.all():
+            number: Any = samples.shape[1]
+            mean, variance = samples.mean(1), samples.var(1)
+        else:
+            number, mean, variance = _masked_moments(samples, mask)
         total = self.count + number
         share = (number / total).reshape(-1, *([1] * (mean.ndim - 1)))
         shift = mean - self.mean
@@ -36,6 +41,18 @@ class RunningMoments:
         for name, array in (("mean", self.mean), ("variance", self.variance)):
             array[run] = state[name].reshape(array[run].shape)
         self.count[run] = state["count"][0]
+
+
+def _masked_moments(
+    samples: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number (R,), mean and variance (R, ...) of the samples under the mask; 0 of none."""
+    number = mask.sum(1)
+    shape = (*mask.shape, *([1] * (samples.ndim - 2)))
+    keep, count = mask.reshape(shape), np.maximum(number, 1).reshape(-1, *shape[2:])
+    mean = np.where(keep, samples, 0).sum(1) / count
+    variance = np.where(keep, (samples - mean[:, None]) ** 2, 0).sum(1) / count
+    return number, mean, variance
 
 
 class ObservationNormalizer:

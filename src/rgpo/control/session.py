@@ -62,7 +62,7 @@ def resume(directories: Sequence[Path], progress: Progress | None = None) -> lis
     configs = [
         dataclasses.replace(config_of(run), backend=run.config["backend_used"]) for run in runs
     ]
-    saved, skipped = _common_checkpoints(runs)
+    saved, skipped = common_checkpoints(runs)
     updates = saved[0].update
     if updates >= configs[0].updates:
         raise RgpoError(f"{directories[0]} has all its {updates} updates: nothing to resume")
@@ -197,7 +197,7 @@ def config_of(run: Run) -> TrainConfig:
     return TrainConfig.from_json(run.config)
 
 
-def _common_checkpoints(
+def common_checkpoints(
     runs: Sequence[Run],
 ) -> tuple[list[checkpoint.Checkpoint], list[str]]:
     """The newest whole checkpoint of every run, all of one update; and what was skipped."""

@@ -1,13 +1,17 @@
 """Everything one run through a simulator's (or a critic's) gradient depends on."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from rgpo.core.objective import Objective
 from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
 from rgpo.settings import Settings
+
+PER_RUN = ("recipe", "set", "seed", "learning_rate", "critic_learning_rate", "target_kl")
+"""Fields in which runs that are trained together as one computation may differ."""
 
 _COUNTS = ("steps", "num_envs", "window", "epochs", "minibatches", "critics", "critic_epochs")
 _MORE_COUNTS = ("critic_minibatches", "checkpoint_every", "keep")
@@ -183,3 +187,10 @@ class ReparamConfig(Settings):
                 "penalty do nothing"
             )
         return found
+
+
+def require_shared(configs: Sequence[ReparamConfig]) -> None:
+    """RgpoError naming the first field in which runs trained together must agree and do not."""
+    for name in (f.name for f in fields(ReparamConfig) if f.name not in PER_RUN):
+        if len({getattr(config, name) for config in configs}) > 1:
+            raise RgpoError(f"runs trained together must share {name}: start them separately")

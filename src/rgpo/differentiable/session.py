@@ -2,18 +2,22 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rgpo.control.evaluate import EpisodeResults
 from rgpo.control.evaluate import evaluate as play
-from rgpo.control.session import Progress, Session
+from rgpo.control.session import Progress, Session, common_checkpoints
 from rgpo.differentiable.config import ReparamConfig
-from rgpo.differentiable.tasks import TASKS
-from rgpo.differentiable.train import ReparamTrainer, part_of
+from rgpo.differentiable.learner import part_of
+from rgpo.differentiable.networks import Actors
+from rgpo.differentiable.normalize import Normalizer
+from rgpo.differentiable.tasks import TASKS, make_task
+from rgpo.differentiable.train import ReparamTrainer
 from rgpo.errors import RgpoError
 from rgpo.runs import checkpoint
 from rgpo.runs.directory import Run
@@ -22,41 +26,40 @@ from rgpo.runs.directory import Run
 def start(
     configs: Sequence[ReparamConfig], directories: Sequence[Path], progress: Progress | None = None
 ) -> list[str]:
-    """Train new runs, one after the other; returns each one's final status.
+    """Train new runs together; returns each one's final status.
 
     Everything that can be refused is refused before a directory is made. Raises RgpoError when
-    training cannot go on; the run is then marked as failed and keeps its last checkpoint.
+    training cannot go on; the runs are then marked as failed and keep their last checkpoint.
     """
-    return [_start(*pair, progress) for pair in zip(configs, directories, strict=True)]
-
-
-def _start(config: ReparamConfig, directory: Path, progress: Progress | None) -> str:
-    trainer = ReparamTrainer(config)
-    document = dataclasses.asdict(config) | {
-        "label": config.label,
-        "hyper_parameters": config.resolve().hyper_parameters(),
-    }
-    run = Run.create(directory, document, trackers=config.track)
-    return Session(trainer, [run], evaluate_run, progress).train()[0]
+    trainer = ReparamTrainer(configs)
+    runs = []
+    for config, directory in zip(configs, directories, strict=True):
+        document = dataclasses.asdict(config) | {
+            "label": config.label,
+            "hyper_parameters": config.resolve().hyper_parameters(),
+        }
+        runs.append(Run.create(directory, document, trackers=config.track))
+    return Session(trainer, runs, evaluate_run, progress).train()
 
 
 def resume(directories: Sequence[Path], progress: Progress | None = None) -> list[str]:
-    """Continue runs from their newest whole checkpoints, exactly as if they had not stopped."""
-    return [_resume(directory, progress) for directory in directories]
+    """Continue runs from the newest update that all of them have a whole checkpoint of.
 
-
-def _resume(directory: Path, progress: Progress | None) -> str:
-    run = Run.open(directory)
-    config = config_of(run)
-    saved, skipped = checkpoint.newest(run.checkpoints)
-    if saved.update >= config.updates:
-        raise RgpoError(f"{directory} has all its {saved.update} updates: nothing to resume")
-    trainer = ReparamTrainer(config)
+    Exactly as if they had not stopped.
+    """
+    runs = [Run.open(directory) for directory in directories]
+    configs = [config_of(run) for run in runs]
+    saved, skipped = common_checkpoints(runs)
+    updates = saved[0].update
+    if updates >= configs[0].updates:
+        raise RgpoError(f"{directories[0]} has all its {updates} updates: nothing to resume")
+    trainer = ReparamTrainer(configs)
     trainer.restore(saved)
-    run.truncate_after(saved.update)
+    for run in runs:
+        run.truncate_after(updates)
     for sentence in skipped:
         warnings.warn(sentence, stacklevel=2)
-    return Session(trainer, [run], evaluate_run, progress).train()[0]
+    return Session(trainer, runs, evaluate_run, progress).train()
 
 
 def config_of(run: Run) -> ReparamConfig:
@@ -78,15 +81,27 @@ def evaluate_run(
     run = Run.open(directory)
     config = config_of(run)
     saved, _ = checkpoint.newest(run.checkpoints)
-    trainer = ReparamTrainer(dataclasses.replace(config, device="cpu"))
-    trainer.actor.load_state_dict(part_of(saved.tensors, "actor."))
-    trainer.moments.restore(0, {k: v.numpy() for k, v in part_of(saved.tensors, "obs.").items()})
-    trainer.refresh()
+    act = _mode(config, saved.tensors)
     env_id = "rgpo/Task" if config.env not in TASKS else config.env
     options = {"task_name": config.env} if config.env not in TASKS else {}
+    return play(act, env_id, episodes=episodes, seed=seed, video=video, **options)
+
+
+def _mode(
+    config: ReparamConfig, tensors: dict[str, Tensor]
+) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """Deterministic actions (E, A), as the environment takes them, of a checkpoint's policy."""
+    task, dtype, device = make_task(config.env), getattr(torch, config.dtype), torch.device("cpu")
+    actor = Actors(task, config, [torch.Generator()])
+    actor.to(device, dtype)
+    actor.restore(0, part_of(tensors, "learner.actor."))
+    enabled = config.normalize_observations
+    seen = Normalizer(1, task.observation_size, enabled=enabled, dtype=dtype, device=device)
+    seen.restore(0, part_of(tensors, "obs."))
 
     def act(observation: dict[str, np.ndarray]) -> np.ndarray:
-        seen = torch.as_tensor(observation["vector"], dtype=trainer.dtype)
-        return trainer.mode(seen).numpy().astype(np.float32)
+        raw = torch.as_tensor(observation["vector"], dtype=dtype)[None]
+        mean = actor(seen(raw))[0][0]
+        return (torch.tanh(mean) if task.bounded else mean).numpy().astype(np.float32)
 
-    return play(act, env_id, episodes=episodes, seed=seed, video=video, **options)
+    return act

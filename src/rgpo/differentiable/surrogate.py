@@ -13,11 +13,28 @@ the gradient that of back-propagation through time.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from rgpo.core.objective import Objective
+
+
+class Objectives:
+    """The objectives of R runs as one; neighbours with equal ones are computed together."""
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self.groups = [(one, len(list(same))) for one, same in groupby(objectives)]
+
+    def weight(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Of samples (R, ...), each row under its own run's objective."""
+        if len(self.groups) == 1:
+            return self.groups[0][0].weight(log_ratio, advantage)
+        sizes = [size for _, size in self.groups]
+        parts = zip(self.groups, log_ratio.split(sizes), advantage.split(sizes), strict=True)
+        return torch.cat([one.weight(ratios, signs) for (one, _), ratios, signs in parts])
 
 
 def normal_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
@@ -43,18 +60,18 @@ def regenerated(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
 
 
 def reparam_surrogate(
-    objective: Objective,
+    objective: Objective | Objectives,
     mean: Tensor,
     log_std: Tensor,
     action: Tensor,
     action_gradient: Tensor,
     behavior_log_prob: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-sample surrogate to be maximised, log-ratio and weight, (N,) each.
+    """Per-sample surrogate to be maximised, log-ratio and weight, (..., N) each.
 
-    `mean`, `log_std` (N, A) are the present policy's, with gradient; `action` and
-    `action_gradient` (N, A) and `behavior_log_prob` (N,) are data. Log-ratio and weight carry no
-    gradient: the derivative of the surrogate is weight * (d a / d theta)' G exactly.
+    `mean`, `log_std` (..., N, A) are the present policy's, with gradient; `action` and
+    `action_gradient` (..., N, A) and `behavior_log_prob` (..., N) are data. Log-ratio and weight
+    carry no gradient: the derivative of the surrogate is weight * (d a / d theta)' G exactly.
     """
     with torch.no_grad():
         log_ratio = normal_log_prob(mean, log_std, action) - behavior_log_prob

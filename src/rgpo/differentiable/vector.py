@@ -1,5 +1,6 @@
 """Vector environments of a differentiable task, on tensors."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -30,6 +31,9 @@ class TaskVectorEnv(gym.vector.VectorEnv):
     before any reset, attached to the graph, for the bootstrap of a truncated episode, and
     `info["_final_obs"]` says where an episode ended. A reset cuts the gradient of that
     environment alone. `detach` cuts the graph of all and keeps the states.
+
+    Several seeds share the environments equally among them, in their order; each has its own
+    generator, whose numbers do not depend on the others.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -42,7 +46,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         task: Task,
         num_envs: int,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -55,19 +59,24 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         self.reset(seed=seed)
 
     def reset(  # type: ignore[override]
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Start all episodes anew; without a seed from the generator as it is.
+        """Start all episodes anew; without a seed from the generators as they are.
 
         With `options={"stagger": True}` as if each had already run for a random number of steps,
         so that the environments do not all reach the same phase of the task at once.
         """
         if seed is not None:
-            self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.state = self.task.reset(self.num_envs, self.generator, self.dtype)
+            seeds = [seed] if isinstance(seed, int) else seed
+            self.generators = [torch.Generator(self.device).manual_seed(one) for one in seeds]
         self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self.state = self._fresh(torch.ones_like(self.elapsed, dtype=torch.bool))
         if options and options.get("stagger"):
-            self.elapsed.random_(0, self.task.max_steps, generator=self.generator)
+            for generator, part in zip(self.generators, self._parts(self.elapsed), strict=True):
+                part.random_(0, self.task.max_steps, generator=generator)
         return self.task.observe(self.state), {}
 
     def step(  # type: ignore[override]
@@ -80,8 +89,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         truncated = (elapsed >= self.task.max_steps) & ~terminated
         done = terminated | truncated
         if maybe_any(done):
-            fresh = self.task.reset(self.num_envs, self.generator, self.dtype)
-            state = torch.where(done[:, None], fresh, state)
+            state = torch.where(done[:, None], self._fresh(done), state)
             elapsed = torch.where(done, 0, elapsed)
             observation = self.task.observe(state)
         self.state, self.elapsed = state, elapsed
@@ -94,9 +102,22 @@ class TaskVectorEnv(gym.vector.VectorEnv):
 
     def restart(self, which: Tensor) -> None:
         """Begin new episodes where `which` (E,) is True."""
-        fresh = self.task.reset(self.num_envs, self.generator, self.dtype)
-        self.state = torch.where(which[:, None], fresh, self.state.detach())
+        self.state = torch.where(which[:, None], self._fresh(which), self.state.detach())
         self.elapsed = torch.where(which, 0, self.elapsed)
+
+    def _parts(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """What belongs to each generator, of a tensor (E, ...)."""
+        return tensor.chunk(len(self.generators))
+
+    def _fresh(self, needed: Tensor) -> Tensor:
+        """Initial states (E, S), drawn where a generator has environments that need one."""
+        size = (self.num_envs, self.task.noise_size)
+        noise = torch.zeros(size, dtype=self.dtype, device=self.device)
+        parts = zip(self.generators, self._parts(noise), self._parts(needed), strict=True)
+        for generator, part, mine in parts:
+            if maybe_any(mine):
+                part.uniform_(generator=generator)
+        return self.task.initial(noise)
 
 
 def maybe_any(flags: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""A window: H steps of E environments with the graph attached, and the action gradients.
+"""A window: H steps of R runs of E environments with the graph attached; the action gradients.
 
     R = sum_t gamma^c_t r_t + bootstraps,      G_t = dR / da_t,
 
@@ -14,63 +14,65 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rgpo.differentiable.networks import Actor
 from rgpo.differentiable.surrogate import normal_entropy, squash_log_slope
 from rgpo.differentiable.vector import TaskVectorEnv, maybe_any
 from rgpo.errors import RgpoError
 
 Function = Callable[[Tensor], Tensor]
+Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class Window:
-    """What was seen and done, (H, E, ...); data only, but for `action` and `objective`."""
+    """What was seen and done, (H, R, E, ...); data only, but for `action` and `objective`."""
 
     raw: Tensor
-    """Observations as the environment gave them, (H, E, O)."""
+    """Observations as the environment gave them, (H, R, E, O)."""
     observation: Tensor
     """As the policy saw them."""
     final: Tensor
     """Observations after each step and before any reset, as the policy would see them."""
     action: list[Tensor]
-    """Before squashing, H of (E, A), in the graph."""
+    """Before squashing, H of (R, E, A), in the graph."""
     mean: Tensor
-    """Of the behaviour policy, (H, E, A)."""
+    """Of the behaviour policy, (H, R, E, A)."""
     log_std: Tensor
     """Likewise."""
     reward: Tensor
-    """The environment's, (H, E)."""
+    """The environment's, (H, R, E)."""
     bonus: Tensor
-    """The entropy's share of the reward, (H, E); 0 without soft rewards."""
+    """The entropy's share of the reward, (H, R, E); 0 without soft rewards."""
     discount: Tensor
-    """gamma^c_t, (H, E)."""
+    """gamma^c_t, (H, R, E)."""
     terminated: Tensor
-    """(H, E) bool."""
+    """(H, R, E) bool."""
     truncated: Tensor
-    """(H, E) bool."""
+    """(H, R, E) bool."""
     objective: Tensor
-    """R of each environment, (E,), in the graph."""
+    """R of each environment, (R, E), in the graph."""
 
 
 def unroll(
     environments: TaskVectorEnv,
-    actor: Actor,
+    actor: Policy,
     normalize: Function,
     bootstrap: Function,
     noise: Tensor,
     *,
     gamma: float,
-    entropy_reward: float = 0.0,
+    entropy_reward: Tensor | None = None,
 ) -> Window:
-    """Act for H steps with noise (H, E, A) and keep the graph, unless gradients are switched off.
+    """Act for H steps with noise (H, R, E, A) and keep the graph, unless gradients are off.
 
-    `bootstrap` maps normalised observations (E, O) to values (E,). With `entropy_reward` > 0 that
-    multiple of the entropy of the action, as the environment sees it, is added to every reward;
-    the policy's own part of it does not depend on the action and is left to the entropy bonus.
+    `environments` are R * E, run by run; `bootstrap` maps normalised observations (R, E, O) to
+    values (R, E). With `entropy_reward` (R, 1) that multiple of the entropy of the action, as the
+    environment sees it, is added to every reward; the policy's own part of it does not depend on
+    the action and is left to the entropy bonus.
     """
-    bounded = environments.task.bounded
-    observation = environments.detach()
-    discount = torch.ones_like(noise[0, :, 0])
+    bounded, lead = environments.task.bounded, noise.shape[1:3]
+    noise = noise.detach().requires_grad_(torch.is_grad_enabled())  # the actions join the graph
+    observation = environments.detach().unflatten(0, lead)
+    discount = torch.ones_like(noise[0, ..., 0])
     total = torch.zeros_like(discount)
     kept: dict[str, list[Tensor]] = {name: [] for name in _KEPT}
     actions = []
@@ -79,20 +81,20 @@ def unroll(
         mean, log_std = actor(seen)
         action = mean + torch.exp(log_std) * noise[t]
         raw = observation
-        observation, reward, terminated, truncated, info = environments.step(
-            torch.tanh(action) if bounded else action
-        )
+        step = environments.step((torch.tanh(action) if bounded else action).flatten(0, 1))
+        given = (*step[:4], step[4]["final_obs"])
+        observation, reward, terminated, truncated, final = (x.unflatten(0, lead) for x in given)
+        final = normalize(final)
         bonus = torch.zeros_like(reward)
-        if entropy_reward:
+        if entropy_reward is not None:
             slope = squash_log_slope(action) if bounded else 0.0
             bonus = entropy_reward * (normal_entropy(log_std) + slope)
-        final = normalize(info["final_obs"])
         total = total + discount * (reward + bonus)
         goes_on = truncated | ~terminated if t == len(noise) - 1 else truncated
         if maybe_any(goes_on):
             total = total + torch.where(goes_on, gamma * discount * bootstrap(final), 0)
-        step = (raw, seen, final, mean, log_std, reward, bonus, discount, terminated, truncated)
-        for name, tensor in zip(_KEPT, step, strict=True):
+        these = (raw, seen, final, mean, log_std, reward, bonus, discount, terminated, truncated)
+        for name, tensor in zip(_KEPT, these, strict=True):
             kept[name].append(tensor.detach())
         actions.append(action)
         discount = torch.where(terminated | truncated, 1, gamma * discount)
@@ -115,7 +117,7 @@ _KEPT = (
 
 
 def action_gradients(window: Window) -> Tensor:
-    """G, (H, E, A), by one back-propagation through time; parameters get no gradient.
+    """G, (H, R, E, A), by one back-propagation through time; parameters get no gradient.
 
     Raises RgpoError if no gradient reaches the actions or an operation in place broke the graph.
     """
@@ -157,7 +159,7 @@ def require_gradient(environments: TaskVectorEnv) -> None:
 
 
 def graph_bytes(
-    environments: TaskVectorEnv, actor: Actor, normalize: Function, bootstrap: Function
+    environments: TaskVectorEnv, actor: Policy, normalize: Function, bootstrap: Function, runs: int
 ) -> int:
     """Bytes that the graph of one step holds, counted on one; with a truncation, as the worst."""
     sizes: dict[int, int] = {}
@@ -167,13 +169,15 @@ def graph_bytes(
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    size = (environments.num_envs, environments.task.action_size)
+    lead = (runs, environments.num_envs // runs)
+    size = (*lead, environments.task.action_size)
+    noise = torch.zeros(size, dtype=environments.dtype, device=environments.device)
+    noise.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        mean, log_std = actor(normalize(environments.detach()))
-        noise = torch.zeros(size, dtype=environments.dtype, device=environments.device)
-        action = torch.tanh(mean + torch.exp(log_std) * noise)
+        mean, log_std = actor(normalize(environments.detach().unflatten(0, lead)))
+        action = torch.tanh(mean + torch.exp(log_std) * noise).flatten(0, 1)
         state, reward, _ = environments.task.step(environments.state, action)
-        final = normalize(environments.task.observe(state))
-        kept = (reward, torch.where(reward > 0, bootstrap(final), 0))
+        final = normalize(environments.task.observe(state).unflatten(0, lead))
+        kept = (reward, torch.where(reward > 0, bootstrap(final).flatten(), 0))
     del kept
     return sum(sizes.values())
