@@ -37,6 +37,20 @@ def test_every_episode_has_its_own_seed():
     assert len(set(together)) > 1
 
 
+def test_a_task_that_steps_many_as_one_plays_the_same_episodes(monkeypatch):
+    """Quadrotors fall out of their arena after different times."""
+
+    def act(observation):
+        return np.tanh(observation["vector"][:, :2])
+
+    together = evaluate(act, "rgpo/Quadrotor", episodes=6, seed=3)
+    monkeypatch.setattr("rgpo.control.evaluate.best_backend", lambda _: "gymnasium")
+    alone = evaluate(act, "rgpo/Quadrotor", episodes=6, seed=3)
+    np.testing.assert_allclose(together.returns, alone.returns, rtol=1e-6)
+    assert together.lengths.tolist() == alone.lengths.tolist()
+    assert len(set(together.lengths)) > 1
+
+
 def test_the_policy_sees_what_it_acts_on():
     seen = []
 

@@ -306,7 +306,7 @@ def make_environments(
     from rgpo.control import envpool, vectorized  # which need this module
 
     if backend == "auto":
-        backend = "gymnasium" if kwargs else _best_backend(env_id)
+        backend = "gymnasium" if kwargs else best_backend(env_id)
     if backend == "gymnasium":
         return GymnasiumEnvironments(env_id, seeds, **kwargs)
     try:
@@ -318,7 +318,8 @@ def make_environments(
         raise _unmakeable(env_id, error) from error
 
 
-def _best_backend(env_id: str) -> Backend:
+def best_backend(env_id: str) -> Backend:
+    """What "auto" takes without `kwargs`."""
     from rgpo.control import envpool, vectorized
 
     if envpool.is_same_task(env_id):

@@ -13,7 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from rgpo.control.environments import GymnasiumEnvironments
+from rgpo.control.environments import (
+    Environments,
+    GymnasiumEnvironments,
+    best_backend,
+    make_environments,
+)
 from rgpo.control.observations import Observation
 from rgpo.errors import RgpoError
 from rgpo.runs.atomic import write_atomic
@@ -44,9 +49,10 @@ def evaluate(
 ) -> EpisodeResults:
     """Play `episodes` episodes with `act`; the first of them goes to `video` (mp4) if given.
 
-    `act` sees a batch of one. Episode i is seeded with `seed` + i whatever happened before, so
-    that policies are compared on the same initial states. An episode is cut after `max_steps`, for
-    tasks without a time limit.
+    `act` sees a batch: of one, or of all episodes where the task steps many environments as one
+    computation (backend "vector") and nothing is filmed. Episode i is seeded with `seed` + i
+    whatever happened before, so that policies are compared on the same initial states. An episode
+    is cut after `max_steps`, for tasks without a time limit.
 
     Raises RgpoError if a video is asked for and cannot be made here, and what `Environments` do.
     """
@@ -55,6 +61,9 @@ def evaluate(
     if video is not None:
         _prepare_rendering()
         env_kwargs["render_mode"] = "rgb_array"
+    elif not env_kwargs and best_backend(env_id) == "vector":
+        seeds = [seed + index for index in range(episodes)]
+        return _play_together(act, make_environments(env_id, seeds, backend="vector"), max_steps)
     environments = GymnasiumEnvironments(env_id, [seed], **env_kwargs)
     try:
         played = []
@@ -86,6 +95,21 @@ def _play(
             return total, length
         observation = step.observation
     return total, max_steps
+
+
+def _play_together(act: Act, environments: Environments, max_steps: int) -> EpisodeResults:
+    """The first episode of every environment."""
+    returns = np.zeros(environments.num_envs)
+    lengths, going = np.zeros(len(returns), np.int64), np.ones(len(returns), bool)
+    observation = environments.reset()
+    while going.any() and lengths.max() < max_steps:
+        step = environments.step(act(observation))
+        observation = step.observation
+        returns += np.where(going, step.reward, 0)
+        lengths += going
+        going &= ~(step.terminated | step.truncated)
+    environments.close()
+    return EpisodeResults(returns, lengths)
 
 
 @contextmanager
