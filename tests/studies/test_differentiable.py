@@ -45,6 +45,7 @@ def test_every_arm_is_a_run_that_can_be_made():
     assert penalty.coefficient == study.KL
     assert isinstance(configs["10 gate"], ReparamConfig)
     assert configs["ppo"].steps == 3 * configs["shac"].steps
+    assert study.STEPS.keys() == study.THRESHOLDS.keys()
     assert {pair for both in study.CONTRASTS.values() for pair in both} <= set(names)
 
 
@@ -60,7 +61,7 @@ def test_a_return_is_reached_when_the_newest_episodes_have_it():
 
 def test_table_contrasts_and_what_is_left_to_do(tmp_path):
     names = ("5 mask kl", "shac", "ppo")
-    small = study.Differentiable(tmp_path, ("rgpo/Pendulum",), names, seeds=4)
+    small = study.Differentiable(tmp_path, ("rgpo/Pendulum",), names, seeds=4, steps=100_000)
     assert len(small.todo()) == 12
     before = small.seconds(2)
     results = [result("5 mask kl", s, 20_000 + s) for s in range(4)]
@@ -89,12 +90,13 @@ def test_names_that_the_study_does_not_have_are_refused(tmp_path):
 def test_a_tiny_study_from_the_command_line_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    size = "--tasks rgpo/Pendulum --seeds 1 --steps 1024 --out out --workers 1 --arms shac ppo"
-    for todo in ("2 runs to go", "0 runs to go"):
+    size = "--tasks rgpo/Pendulum --seeds 2 --steps 1024 --out out --workers 1 --arms shac ppo"
+    for todo in ("4 runs to go", "0 runs to go"):
         with pytest.raises(SystemExit) as ended:
             cli.main(["study", "differentiable", *size.split()])
         out, err = capsys.readouterr()
         assert ended.value.code == 0, err
         assert todo in out
-    assert [r["status"] for r in read_results(tmp_path / "out")] == ["finished"] * 2
-    assert "0 of 1" in (tmp_path / "out" / "tables.md").read_text()
+    assert [r["status"] for r in read_results(tmp_path / "out")] == ["finished"] * 4
+    assert len({r["final_return"] for r in read_results(tmp_path / "out")}) == 4
+    assert "0 of 2" in (tmp_path / "out" / "tables.md").read_text()

@@ -54,7 +54,7 @@ def differentiable(
     tasks: tuple[str, ...] = tuple(pathwise.THRESHOLDS),
     arms: tuple[str, ...] = tuple(pathwise.arms()),
     seeds: int = 10,
-    steps: int = 100_000,
+    steps: int | None = None,
     out: Path = Path("runs/differentiable"),
     workers: int = 2,
 ) -> int:
@@ -64,7 +64,8 @@ def differentiable(
         tasks: Differentiable tasks.
         arms: Only these, such as "5 mask kl", shac, ppo.
         seeds: Runs of each arm on each task.
-        steps: Environment steps of a run; PPO and RGPO get three times as many.
+        steps: Environment steps of a run; default: by task, 30,000 to 80,000. PPO and RGPO get
+            three times as many.
         out: Directory of results.jsonl, tables.md and the runs.
         workers: Processes.
     """
