@@ -37,13 +37,13 @@ class Cartpole(Task):
         velocity = velocity + self.dt * (push - lever * turning * cos / total)
         spin = spin + self.dt * turning
         x, angle = x + self.dt * velocity, angle + self.dt * spin
-        cost = torch.tanh(x**2 / 20) + 0.01 * action[:, 0] ** 2
-        reward = torch.cos(angle) - cost
-        return (
-            torch.stack([x, velocity, angle, spin], dim=-1),
-            reward,
-            torch.zeros_like(x, dtype=torch.bool),
-        )
+        state = torch.stack([x, velocity, angle, spin], dim=-1)
+        return state, self.reward(state, action), torch.zeros_like(x, dtype=torch.bool)
+
+    def reward(self, state: Tensor, action: Tensor) -> Tensor:
+        """Of the states after a step and its actions, (E,)."""
+        cost = torch.tanh(state[:, 0] ** 2 / 20) + 0.01 * action[:, 0] ** 2
+        return torch.cos(state[:, 2]) - cost
 
     def observe(self, state: Tensor) -> Tensor:  # noqa: D102
         x, velocity, angle, spin = state.unbind(-1)
