@@ -4,8 +4,10 @@ import sys
 import numpy as np
 import pytest
 import scipy.stats
+from rliable import metrics
+from rliable.library import get_interval_estimates
 
-from rgpo.runs.statistics import interval, probability_of_improvement, summarize
+from rgpo.runs.statistics import interval, probability_of_improvement, rank_test, summarize
 
 
 def test_iqm_by_hand():
@@ -95,10 +97,32 @@ def test_curves_point_by_point_with_gaps():
     assert np.isnan(interval(np.full((2, 3), np.nan)).iqm).all()
 
 
-def test_a_curve_agrees_with_rliable():
+def test_numbers_agree_with_rliable():
+    """rliable resamples one by one from NumPy's global generator: the ends agree within noise."""
+    np.random.seed(0)  # noqa: NPY002
+    generator = np.random.default_rng(2)
+    a, b = generator.normal(0.3, size=(12, 3)), generator.normal(size=(9, 3))
+    summary = summarize({"a": a}, reps=4000, target=2.0)["a"]
+    point, ends = get_interval_estimates(
+        {"a": a}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=1000
+    )
+    assert summary.iqm == pytest.approx(point["a"][0])
+    assert [summary.iqm_low, summary.iqm_high] == pytest.approx(ends["a"][:, 0], abs=0.05)
+    assert summary.optimality_gap == pytest.approx(metrics.aggregate_optimality_gap(a / 2))
+    improvement = probability_of_improvement(a, b, reps=4000)
+    point, ends = get_interval_estimates(
+        {"p": (a, b)},
+        lambda x, y: np.array([metrics.probability_of_improvement(x, y)]),
+        reps=500,
+    )
+    assert improvement.probability == pytest.approx(point["p"][0])
+    assert [improvement.low, improvement.high] == pytest.approx(ends["p"][:, 0], abs=0.05)
+
+
+def test_a_curve_of_one_point_is_a_summary():
     scores = np.random.default_rng(2).normal(size=12)
-    summary = summarize({"a": scores}, reps=4000)["a"]
-    curve = interval(scores[:, None], reps=4000)
+    summary = summarize({"a": scores})["a"]
+    curve = interval(scores[:, None])
     assert curve.iqm[0] == pytest.approx(summary.iqm)
     assert curve.low[0] == pytest.approx(summary.iqm_low, abs=0.05)
     assert curve.high[0] == pytest.approx(summary.iqm_high, abs=0.05)
@@ -110,7 +134,38 @@ def test_bad_scores_are_refused(bad):
         summarize({"a": bad})
 
 
-def test_importing_does_not_pay_for_rliable():
+def test_importing_does_not_pay_for_scipy():
     code = "import sys, rgpo.runs.statistics; print({'rliable', 'scipy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_rank_test_of_one_task_is_scipys_exact_one():
+    generator = np.random.default_rng(0)
+    for n, m in ((3, 5), (5, 5), (2, 7), (1, 1)):
+        a, b = generator.normal(0.5, size=n), generator.normal(size=m)
+        exact = scipy.stats.mannwhitneyu(a, b, method="exact").pvalue
+        assert rank_test(a, b) == pytest.approx(exact)
+        assert rank_test(b, a) == pytest.approx(exact)
+
+
+def test_rank_test_adds_tasks_up():
+    # 2 against 2 runs: every win in two tasks, each with chance 1/6, and as many losses.
+    assert rank_test([[3, 3], [4, 4]], [[1, 1], [2, 2]]) == pytest.approx(2 / 36)
+    # one task against the other
+    assert rank_test([[3, 1], [4, 2]], [[1, 3], [2, 4]]) == 1
+    with pytest.raises(ValueError, match="same number of tasks"):
+        rank_test([1.0], [[1.0, 2.0]])
+
+
+def test_rank_test_with_ties_is_conservative():
+    assert rank_test([1.0, 1.0], [1.0, 1.0]) == 1
+    # half of a win is lost to a tie: as if it were lost whole
+    assert rank_test([2.0, 3.0], [1.0, 2.0]) == pytest.approx(2 / 3)
+
+
+def test_rank_test_is_wrong_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    draws = generator.normal(size=(2000, 8, 4))
+    wrong = np.mean([rank_test(x[:3], x[3:]) < 0.1 for x in draws])
+    assert 0.06 < wrong < 0.11

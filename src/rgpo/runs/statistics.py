@@ -1,14 +1,15 @@
-"""Aggregate scores over runs, with bootstrap intervals, by rliable (arXiv 2108.13264) and scipy.
+"""Aggregate scores over runs, with bootstrap intervals, as arXiv 2108.13264 (rliable) advises.
 
 Few runs are the rule here, so the centre is the interquartile mean (IQM: the mean of the middle
-half) and every number comes with an interval. Everything is deterministic given `seed`. rliable is
-imported where it is used, because that takes over a second.
+half) and every number comes with an interval. Everything is deterministic given `seed`. The
+bootstrap is scipy's: rliable's draws one resample after the other, a second for each method; the
+tests compare with it. scipy.stats is imported where it is used, because that takes a while.
 
 Shapes: R runs, K tasks, P points of a curve.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,20 @@ class Improvement:
 
 
 @dataclass(frozen=True)
+class Change:
+    """By which share of it the IQM of one method differs from that of another."""
+
+    share: float
+    """IQM(a) / IQM(b) - 1."""
+    low: float
+    """Lower end of its interval."""
+    high: float
+    """Upper end of its interval."""
+    single: bool
+    """True if one of the two has one run: the interval is then too narrow to be believed."""
+
+
+@dataclass(frozen=True)
 class Curve:
     """A curve over R runs; each field has shape (P,)."""
 
@@ -100,17 +115,56 @@ def probability_of_improvement(
 
     The Mann-Whitney statistic over all pairs, tasks averaged; each method is resampled on its own.
     """
-    from rliable import metrics
 
-    def statistic(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.array([metrics.probability_of_improvement(x, y)])
+    def wins(*samples: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        del axis  # the last one
+        tasks = zip(samples[:count], samples[count:], strict=True)
+        each = [np.sign(x[..., :, None] - y[..., None, :]).mean((-2, -1)) for x, y in tasks]
+        return (1 + np.mean(each, axis=0)) / 2
 
-    pair = [_matrix("a", a), _matrix("b", b)]
-    if pair[0].shape[1] != pair[1].shape[1]:
+    first, second = _matrix("a", a), _matrix("b", b)
+    count = first.shape[1]
+    if second.shape[1] != count:
         raise ValueError("the two methods need the same number of tasks")
-    point, low, high = _bootstrap(pair, statistic, confidence, reps, seed)
-    single = min(len(scores) for scores in pair) == 1
-    return Improvement(float(point[0]), float(low[0]), float(high[0]), single)
+    samples = (*first.T, *second.T)
+    point, low, high = _bootstrap(samples, wins, confidence, reps, seed)
+    single = min(len(first), len(second)) == 1
+    return Improvement(float(point), float(low), float(high), single)
+
+
+def rank_test(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p-value that runs of `a` and `b` score alike; shapes as above.
+
+    The sum over tasks of the Mann-Whitney statistics against its exact distribution when every
+    order of a task's runs is equally likely and tasks are independent. Ties count half and are
+    rounded towards no difference, so that the test stays conservative.
+    """
+    first, second = _matrix("a", a), _matrix("b", b)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError("the two methods need the same number of tasks")
+    above = np.sign(first[:, None] - second[None]).sum() / 2
+    pairs = first.shape[0] * second.shape[0] * first.shape[1]
+    chances = np.ones(1)
+    for _ in range(first.shape[1]):
+        chances = np.convolve(chances, _mann_whitney(len(first), len(second)))
+    extreme = int(np.ceil((pairs - 1) / 2 + abs(above)))
+    return float(min(1.0, 2 * chances[extreme:].sum()))
+
+
+def _mann_whitney(n: int, m: int) -> NDArray[np.float64]:
+    """Chance of 0, 1, ..., n m wins when n runs are compared with m of the same kind.
+
+    The Gaussian binomial coefficient: the last of all runs is one of the n and beats all m, or it
+    is one of the m.
+    """
+    counts = {(0, j): np.ones(1) for j in range(m + 1)}
+    for i in range(1, n + 1):
+        counts[i, 0] = np.ones(1)
+        for j in range(1, m + 1):
+            counts[i, j] = np.zeros(i * j + 1)
+            counts[i, j][j:] += counts[i - 1, j]
+            counts[i, j][: i * (j - 1) + 1] += counts[i, j - 1]
+    return counts[n, m] / counts[n, m].sum()
 
 
 def interval(
@@ -141,19 +195,20 @@ def _summarize(
     seed: int,
     target: ArrayLike | None,
 ) -> Summary:
-    from rliable import metrics
+    from scipy import stats
 
-    def statistics(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.array([metrics.aggregate_iqm(scores), np.median(scores)])
+    def centres(*tasks: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        scores = np.concatenate(tasks, axis=axis)
+        return np.stack([stats.trim_mean(scores, _TRIM, axis=axis), np.median(scores, axis=axis)])
 
-    point, low, high = _bootstrap(matrix, statistics, confidence, reps, seed)
+    point, low, high = _bootstrap(tuple(matrix.T), centres, confidence, reps, seed)
     mean = float(matrix.mean())
     std = float(matrix.mean(axis=1).std(ddof=1)) if len(matrix) > 1 else None
     gap = None
     if target is not None:
         if np.any(np.asarray(target) <= 0):
             raise ValueError("the target of the optimality gap must be positive")
-        gap = float(metrics.aggregate_optimality_gap(matrix / np.asarray(target)))
+        gap = float(np.maximum(1 - matrix / np.asarray(target), 0).mean())
     return Summary(
         iqm=float(point[0]),
         iqm_low=float(low[0]),
@@ -176,55 +231,42 @@ def _curve(
     """Return IQM, low and high of curves without gaps, shape (R, P)."""
     from scipy import stats
 
-    def iqm(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    def iqm(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
         return np.asarray(stats.trim_mean(values, _TRIM, axis=axis))
 
-    point = iqm(whole, axis=0)
-    if len(whole) == 1:
-        return point, point, point
-    ends = stats.bootstrap(
-        (whole,),
-        iqm,
-        axis=0,
-        vectorized=True,
-        n_resamples=reps,
-        batch=200,  # bounds the memory
-        confidence_level=confidence,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return point, ends.low, ends.high
+    return _bootstrap((whole.T,), iqm, confidence, reps, seed)
 
 
 def _bootstrap(
-    scores: NDArray[np.float64] | Sequence[NDArray[np.float64]],
+    samples: tuple[NDArray[np.float64], ...],
     statistic: Callable[..., NDArray[np.float64]],
     confidence: float,
     reps: int,
     seed: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return rliable's point, low and high of `statistic`."""
-    from rliable.library import get_interval_estimates
+) -> tuple[NDArray[np.float64], ...]:
+    """Return point, low and high of a statistic along the last axis, samples resampled apart.
 
-    with _seeded(seed):
-        points, ends = get_interval_estimates(
-            {"scores": scores}, statistic, reps=reps, confidence_interval_size=confidence
-        )
-    return points["scores"], ends["scores"][0], ends["scores"][1]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator for a while.
-
-    rliable 1.2.0 resamples from the global generator and ignores its `random_state` argument.
+    Where a sample has one run, the ends are the point.
     """
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
+    from scipy import stats
+
+    point = statistic(*samples)
+    if min(sample.shape[-1] for sample in samples) == 1:
+        return point, point, point
+    with warnings.catch_warnings():  # equal scores: the interval is the point, as it should be
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        ends = stats.bootstrap(
+            samples,
+            statistic,
+            vectorized=True,
+            n_resamples=reps,
+            batch=200,  # bounds the memory
+            confidence_level=confidence,
+            method="percentile",
+            axis=-1,
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
+    return point, ends.low, ends.high
 
 
 def _matrix(name: str, values: ArrayLike) -> NDArray[np.float64]:
