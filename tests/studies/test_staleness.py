@@ -8,11 +8,20 @@ import pytest
 
 from rgpo.core import recipes
 from rgpo.errors import RgpoError
+from rgpo.runs.statistics import Improvement, rank_test
 from rgpo.studies import staleness
 from rgpo.studies.control_cells import ControlCells
 from rgpo.studies.jobs import RESULTS, Cell, read_results
 from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, TUNING_SEEDS, Study
-from rgpo.studies.staleness_report import conclusion, markdown, rows, write
+from rgpo.studies.staleness_report import (
+    Against,
+    conclusion,
+    contrasts,
+    discoveries,
+    markdown,
+    rows,
+    write,
+)
 
 
 class Known:
@@ -78,17 +87,17 @@ def test_tables_and_sentences_say_what_the_scores_are(tmp_path):
     done = finished(tmp_path)
     table = rows(done, "A")
     assert [row.arm for row in table] == ["spo", "ppo", "rgpo"]
-    assert table[0].fresh.probability == 1
+    assert table[0].fresh.chance.probability == 1
+    assert table[0].fresh.p == pytest.approx(2 / 252)  # of 5 against 5 runs, all orders alike
     assert table[1].fresh is None
-    assert table[2].stale.probability == 0
+    assert table[2].stale.chance.probability == 0
     assert {row.seeds for row in table} == {5}
     fresh, old, ranks = conclusion(table, "A")
-    assert "1 score higher than ppo" in fresh
-    assert ": spo" in fresh
+    assert "of 2 recipes 1 score higher (spo) than ppo, 1 lower (rgpo); 0 are not" in fresh
     assert "1 lower" in old
     assert "rgpo 3" in ranks
     text = markdown(done, "rgpo study staleness")
-    assert "| spo | 5 | 1" in text
+    assert "| spo | 5 | 0.001 / 0.0001 | 1" in text
     assert "rgpo study staleness" in write(done, "rgpo study staleness").read_text()
 
 
@@ -131,3 +140,30 @@ def test_every_recipe_is_trained_or_refused_with_a_reason():
 def test_an_arm_that_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(RgpoError, match="no reference model"):
         staleness.control(tmp_path, tasks=["CartPole-v1"], arms=["ppo", "rgpo-dual-detached"])
+
+
+def test_noise_is_no_discovery():
+    """59 recipes as good as the baseline: one test each would call several of them different."""
+    generator = np.random.default_rng(1)
+    baseline, *others = generator.normal(size=(60, 5, 5))
+    unknown = Improvement(0.5, 0.5, 0.5, single=False)
+    compared = {str(i): Against(unknown, rank_test(o[:3], baseline)) for i, o in enumerate(others)}
+    assert sum(against.p < 0.05 for against in compared.values()) > 1
+    assert discoveries(compared) == []
+    better = Against(unknown, rank_test(others[0] + 3, baseline))
+    assert discoveries(compared | {"better": better}) == ["better"]
+
+
+def test_contrasts_tell_one_difference_each(tmp_path):
+    arms = ("ppo", "rgpo", "rgpo-gate", "rgpo-signed", "ppo-kl", "spo")
+    done = staleness.make("control", tmp_path, Known(), ("A",), arms)
+    with (tmp_path / RESULTS).open("w") as file:
+        for phase in (done.tuning, lambda: done.reported(done.arms, FIRST_SEEDS)):
+            file.writelines(json.dumps(r) + "\n" for r in done.trains(phase()))
+            file.flush()
+    signed, penalty, gate = contrasts(done, "A")
+    assert "rgpo-signed scores higher than rgpo-gate with" in signed
+    assert "rgpo scores higher than rgpo-gate with 100%" in penalty
+    assert "(p = 0.1)" in penalty
+    assert "rgpo scores higher than ppo-kl with 100%" in gate
+    assert set(done.leaders()) >= {"rgpo-signed", "rgpo-gate", "ppo-kl", "ppo"}

@@ -6,13 +6,13 @@ chosen on seeds that are not reported. Three phases, each resumable:
 
     tune      every recipe x learning rate x tuning seeds, on fresh and on old data
     first     every recipe at its learning rates, a few seeds at every age
-    leaders   more seeds for the ten best of those
+    leaders   more seeds for the ten best of those, the baseline and a few contrasts
 """
 
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,18 @@ AGES = {"control": (0, 1, 2, 4, 8, 16), "language": (0, 8, 32)}
 
 TUNING_SEEDS = {"control": (100, 101), "language": (100,)}
 """Seeds on which learning rates are chosen; never reported."""
+
+BASELINES = {"control": "ppo", "language": "grpo"}
+"""What every recipe is compared with, by workload."""
+
+CONTRASTS = {
+    ("rgpo-signed", "rgpo-gate"): "gate on the outward side only, against both sides",
+    ("rgpo-signed-kl", "rgpo"): "the same, both with the KL penalty",
+    ("rgpo-pullback", "rgpo-signed"): "a bounded pull back, against none",
+    ("rgpo", "rgpo-gate"): "KL penalty on top of the gate",
+    ("rgpo", "ppo-kl"): "gate on top of the KL penalty",
+}
+"""Pairs of recipes that differ in one thing: what of RGPO does what."""
 
 FIRST_SEEDS = (0, 1, 2)
 LEADER_SEEDS = (3, 4)
@@ -123,7 +135,7 @@ class Study:
     def leaders(self) -> list[str]:
         """The arms with the best mean rank over tasks and ages in the first seeds, and a few more.
 
-        PPO and the two RGPOs get as many seeds in any case: others are compared with them.
+        The baseline and the recipes of CONTRASTS get as many seeds in any case.
         """
         means: dict[tuple[str, int], dict[str, list[float]]] = {}
         for result in self.results(FIRST_SEEDS):
@@ -135,7 +147,8 @@ class Study:
             for place, arm in enumerate(order):
                 ranks.setdefault(arm, []).append(place / max(len(order) - 1, 1))
         best = sorted(ranks, key=lambda arm: float(np.mean(ranks[arm])))[:LEADERS]
-        return [arm for arm in ranks if arm in best or arm in ("ppo", "rgpo", "rgpo-gate")]
+        kept = {*best, BASELINES[self.workload], *chain.from_iterable(CONTRASTS)}
+        return [arm for arm in ranks if arm in kept]
 
     def results(self, seeds: Sequence[int]) -> list[Result]:
         """Results of these seeds, of arms and ages that belong to the study."""
@@ -159,7 +172,8 @@ class Study:
         arms = len(self.pairs()) * len(self.ages)
         first = missing(self.tuning(), self.directory)
         done = self.results((*FIRST_SEEDS, *LEADER_SEEDS))
-        leading = min(LEADERS, len(self.arms)) * len(self.tasks) * len(self.ages)
+        known = {BASELINES[self.workload], *chain.from_iterable(CONTRASTS)}
+        leading = min(LEADERS + len(known), len(self.arms)) * len(self.tasks) * len(self.ages)
         total = arms * len(FIRST_SEEDS) + leading * len(LEADER_SEEDS)
         return {"tune": len(first), "report": max(0, total - len(done))}
 

@@ -11,14 +11,20 @@ import plotly.graph_objects as go
 from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, page
-from rgpo.runs.statistics import Improvement, Summary, probability_of_improvement, summarize
+from rgpo.runs.statistics import (
+    Improvement,
+    Summary,
+    probability_of_improvement,
+    rank_test,
+    summarize,
+)
 from rgpo.studies.jobs import Result
-from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, Study
+from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
 from rgpo.studies.text import chance, html_table, listed, markdown_table, scored, short
 from rgpo.studies.tuning import score
 
-BASELINES = {"control": "ppo", "language": "grpo"}
-"""What every recipe is compared with, by workload."""
+FALSE_DISCOVERIES = 0.05
+"""Share of the recipes that are called better or worse and are not (Benjamini-Hochberg)."""
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
@@ -31,6 +37,17 @@ WEIGHTS = {
 
 
 @dataclass(frozen=True)
+class Against:
+    """The runs of one recipe against those of another, at some ages."""
+
+    chance: Improvement
+    """That a run scores higher."""
+
+    p: float
+    """Two-sided p-value of the rank test that they score alike, ages taken as independent."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One recipe on one task."""
 
@@ -39,16 +56,16 @@ class Row:
     """By age."""
 
     rates: dict[int, float]
-    """Learning rate by age."""
+    """Learning rate by age: one chosen on fresh data, one on old."""
 
     seeds: int
     failed: int
     """Runs that diverged."""
 
-    fresh: Improvement | None
+    fresh: Against | None
     """Against the baseline on fresh data; None for the baseline itself."""
 
-    stale: Improvement | None
+    stale: Against | None
     """Against the baseline on all older data together."""
 
     weights: dict[str, float]
@@ -71,22 +88,48 @@ def conclusion(table: Sequence[Row], task: str, baseline: str = "ppo") -> list[s
     sentences = []
     for what, pick in (("fresh", "fresh"), ("old", "stale")):
         compared = {r.arm: getattr(r, pick) for r in table if getattr(r, pick) is not None}
-        better = [arm for arm, p in compared.items() if p.low > 0.5]
-        worse = [arm for arm, p in compared.items() if p.high < 0.5]
-        same = len(compared) - len(better) - len(worse)
+        if not compared:
+            continue
+        found = discoveries(compared)
+        better = [arm for arm in found if compared[arm].chance.probability > 0.5]
+        worse = [arm for arm in found if arm not in better]
         sentences.append(
-            f"{task}, {what} data: of {len(compared)} recipes {len(better)} score higher than "
-            f"{baseline} more often than not (interval above 50%)"
-            + (f": {', '.join(better)}" if better else "")
-            + f"; {len(worse)} lower"
-            + (f": {', '.join(worse)}" if worse else "")
-            + f"; {same} are not distinguishable from it."
+            f"{task}, {what} data: of {len(compared)} recipes {_named(better, 'score higher')} "
+            f"than {baseline}, {_named(worse, 'lower')}; {len(compared) - len(found)} are not "
+            "distinguishable from it."
         )
     rank = {row.arm: place for place, row in enumerate(table, start=1)}
     ours = [f"{arm} {rank[arm]}" for arm in rank if arm.startswith("rgpo")]
     if ours:
         sentences.append(f"Ranks of RGPO's forms among {len(rank)}: {', '.join(ours)}.")
     return sentences
+
+
+def contrasts(study: Study, task: str) -> list[str]:
+    """A sentence for every pair of recipes that differ in one thing."""
+    runs = _by_arm(study, task)
+    sentences = []
+    for (arm, other), what in CONTRASTS.items():
+        if arm in runs and other in runs:
+            fresh, stale = _compare(runs[arm], runs[other])
+            told = ", ".join(
+                f"{chance(a.chance)} on {age} data (p = {a.p:.2g})"
+                for age, a in (("fresh", fresh), ("old", stale))
+            )
+            sentences.append(f"{task}, {what}: {arm} scores higher than {other} with {told}.")
+    return sentences
+
+
+def discoveries(compared: dict[str, Against]) -> list[str]:
+    """The arms that differ from the baseline at the false discovery rate."""
+    from scipy.stats import false_discovery_control
+
+    adjusted = false_discovery_control([a.p for a in compared.values()])
+    return [arm for arm, q in zip(compared, adjusted, strict=True) if q <= FALSE_DISCOVERIES]
+
+
+def _named(arms: Sequence[str], what: str) -> str:
+    return f"{len(arms)} {what}" + (f" ({', '.join(arms)})" if arms else "")
 
 
 def markdown(study: Study, command: str) -> str:
@@ -99,7 +142,7 @@ def markdown(study: Study, command: str) -> str:
         ages = list(table[0].scores)
         parts += [
             f"\n## {task}\n",
-            *(f"- {s}" for s in conclusion(table, task, BASELINES[study.workload])),
+            *(f"- {s}" for s in sentences(study, task, table)),
             "",
         ]
         parts.append(markdown_table(_heads(ages), [_cells(row, ages) for row in table]))
@@ -107,6 +150,11 @@ def markdown(study: Study, command: str) -> str:
         parts += ["\n## Not run\n"]
         parts += [f"- {task}: {reason}" for (task, _), reason in study.refused.items()]
     return "\n".join(parts) + "\n"
+
+
+def sentences(study: Study, task: str, table: Sequence[Row]) -> list[str]:
+    """What the numbers of a task say."""
+    return [*conclusion(table, task, BASELINES[study.workload]), *contrasts(study, task)]
 
 
 def write(study: Study, command: str) -> Path:
@@ -127,10 +175,8 @@ def _body(study: Study, command: str) -> Iterator[str]:
         if not table:
             continue
         ages = list(table[0].scores)
-        sentences = "".join(
-            f"<p>{escape(s)}</p>" for s in conclusion(table, task, BASELINES[study.workload])
-        )
-        yield f'<h2>{escape(task)}</h2><section class="card">{sentences}</section>'
+        told = "".join(f"<p>{escape(s)}</p>" for s in sentences(study, task, table))
+        yield f'<h2>{escape(task)}</h2><section class="card">{told}</section>'
         read = (
             "Interquartile mean of the final score against the age of the data in updates. The "
             "eight best recipes, PPO and RGPO; click a name to hide it."
@@ -168,7 +214,8 @@ def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
 def _improvements(table: Sequence[Row]) -> go.Figure:
     figure = go.Figure()
     for name, pick, symbol in (("fresh", "fresh", "circle"), ("old", "stale", "diamond")):
-        compared = [(r.arm, p) for r in reversed(table) if (p := getattr(r, pick)) is not None]
+        picked = [(r.arm, getattr(r, pick)) for r in reversed(table)]
+        compared = [(arm, against.chance) for arm, against in picked if against is not None]
         figure.add_scatter(
             x=[p.probability for _, p in compared],
             y=[arm for arm, _ in compared],
@@ -187,14 +234,16 @@ def _improvements(table: Sequence[Row]) -> go.Figure:
 
 
 def _heads(ages: Sequence[int]) -> list[str]:
-    return ["recipe", "n", *(f"age {a}" for a in ages), "P fresh", "P old", *WEIGHTS.values()]
+    scores = (f"age {a}" for a in ages)
+    return ["recipe", "n", "learning rate", *scores, "P fresh", "P old", *WEIGHTS.values()]
 
 
 def _cells(row: Row, ages: Sequence[int]) -> list[str]:
     runs = str(row.seeds) + (f" ({row.failed} diverged)" if row.failed else "")
     scores = [scored(row.scores[a]) for a in ages]
-    against = [chance(p) for p in (row.fresh, row.stale)]
-    return [row.arm, runs, *scores, *against, *(short(row.weights[k]) for k in WEIGHTS)]
+    against = [chance(a and a.chance) for a in (row.fresh, row.stale)]
+    rate = " / ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates.values()))
+    return [row.arm, runs, rate, *scores, *against, *(short(row.weights[k]) for k in WEIGHTS)]
 
 
 def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:
@@ -211,12 +260,7 @@ def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:
 
 def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Result]] | None) -> Row:
     every = [result for results in ages.values() for result in results]
-    fresh = stale = None
-    if baseline is not None:
-        youngest = min(ages)
-        older = [age for age in ages if age != youngest]
-        fresh = probability_of_improvement(*(_matrix(r, [youngest]) for r in (ages, baseline)))
-        stale = probability_of_improvement(*(_matrix(r, older) for r in (ages, baseline)))
+    fresh, stale = (None, None) if baseline is None else _compare(ages, baseline)
     return Row(
         arm,
         {age: summarize({arm: _matrix(ages, [age])})[arm] for age in ages},
@@ -227,6 +271,16 @@ def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Resul
         stale,
         {key: _mean(every, key) for key in WEIGHTS},
     )
+
+
+def _compare(
+    ages: dict[int, list[Result]], other: dict[int, list[Result]]
+) -> tuple[Against, Against]:
+    """On the youngest data, and on all older ones together."""
+    youngest, *older = sorted(ages)
+    pairs = [[_matrix(runs, chosen) for runs in (ages, other)] for chosen in ([youngest], older)]
+    fresh, stale = (Against(probability_of_improvement(*p), rank_test(*p)) for p in pairs)
+    return fresh, stale
 
 
 def _matrix(ages: dict[int, list[Result]], chosen: Sequence[int]) -> np.ndarray:
