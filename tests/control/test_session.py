@@ -59,7 +59,7 @@ def resume_in_new_process(paths):
         "print(session.resume([pathlib.Path(p) for p in sys.argv[1:]]))"
     )
     command = [sys.executable, "-c", code, *map(str, paths)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -233,13 +233,13 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path):
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     metrics = path / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
     assert err == ""
     assert "rgpo resume" in out
@@ -247,7 +247,7 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path):
     assert 2 <= done < 200
     assert final_checkpoint(path).update == done
     command = [sys.executable, "-m", "rgpo.cli", "resume", str(path)]
-    resumed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    resumed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert "evaluation return" in resumed.stdout
     assert [row["update"] for row in rows_of(path)] == list(range(1, 201))
@@ -297,9 +297,17 @@ def test_a_faulty_environment_fails_the_run(tmp_path, faulty, kind, sentence):
     assert len(rows_of(path)) == 2
 
 
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_path):
+    config = tiny(rollout_steps=2**26)
+    with pytest.raises(RgpoError, match=r"one run needs about \d.* GiB .* take fewer environments"):
+        session.start([config], [tmp_path / "run"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_fault_before_the_first_checkpoint(tmp_path, faulty):
     (status,) = session.start([tiny(env=faulty("reward"))], [tmp_path / "run"])
-    assert status.endswith("(after step 0); no checkpoint was saved yet")
+    assert "(after step 0): repair the environment" in status
+    assert status.endswith("; no checkpoint was saved yet")
 
 
 @pytest.mark.parametrize("kind", ["raise", "observation"])
@@ -322,7 +330,8 @@ def test_one_environment_crashes_and_the_other_runs_do_not_notice(tmp_path, monk
         statuses = session.start(configs, paths[told])
         assert [statuses[0], statuses[2]] == ["finished"] * 2
     assert statuses[1].startswith("failed: environment 1 of the run ")
-    assert "(after step 64); its last checkpoint is that of update 1" in statuses[1]
+    assert "(after step 64): repair the environment" in statuses[1]
+    assert statuses[1].endswith("; its last checkpoint is that of update 1")
     for i in (0, 2):
         assert_same_run(paths["whole"][i], paths["crashed"][i])
     assert rows_of(paths["crashed"][1]) == rows_of(paths["whole"][1])[:1]

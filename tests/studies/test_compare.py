@@ -67,10 +67,13 @@ def test_runs_that_do_not_fit_into_memory_are_trained_in_waves(tmp_path, monkeyp
     assert len(planned.deal) == 6  # 3 waves of 2 processes
     assert sorted(itertools.chain(*planned.deal)) == list(range(16))
     assert max(map(len, planned.deal)) == 3
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2**20)
+    monkeypatch.setattr(memory, "available_bytes", lambda: need.per_run)
     with pytest.warns(UserWarning, match="training 1 at a time"):
         planned = plan(BASE, ["rgpo", "ppo"], 1, tmp_path, workers=2)
     assert (planned.parallel, planned.deal) == (1, ((0,), (1,)))
+    monkeypatch.setattr(memory, "available_bytes", lambda: need.per_run // 2)
+    with pytest.raises(RgpoError, match=r"one run needs about .* take fewer environments"):
+        plan(BASE, ["rgpo", "ppo"], 1, tmp_path, workers=2)
 
 
 def test_waves_follow_each_other_and_what_the_fast_learner_lacks_is_spread_over_them(tmp_path):

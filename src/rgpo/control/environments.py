@@ -34,11 +34,11 @@ _ATARI_INSTALL = 'Atari needs ale-py and OpenCV: `pip install "rgpo[atari]"`.'
 
 
 class EnvironmentFailed(RgpoError):  # noqa: N818
-    """An environment raised: environment `index` `what`; `__cause__` holds what it raised."""
+    """Environment `index` `what`, against which `advice` helps; `__cause__`: what it raised."""
 
-    def __init__(self, index: int, what: str) -> None:
-        super().__init__(f"Environment {index} of the batch {what}")
-        self.index, self.what = index, what
+    def __init__(self, index: int, what: str, advice: str = "repair the environment") -> None:
+        super().__init__(f"Environment {index} of the batch {what}: {advice}.")
+        self.index, self.what, self.advice = index, what, advice
 
 
 class NonFiniteEnvironment(EnvironmentFailed):
@@ -47,8 +47,8 @@ class NonFiniteEnvironment(EnvironmentFailed):
     def __init__(self, index: int, part: Literal["observation", "reward"]) -> None:
         super().__init__(
             index,
-            f"gave a NaN or infinite {part}: "
-            "repair the environment, or bound its actions and observations by a wrapper.",
+            f"gave a NaN or infinite {part}",
+            "repair the environment, or bound its actions and observations by a wrapper",
         )
         self.part = part
 
@@ -418,10 +418,6 @@ def _not_finite(observation: Observation) -> list[int]:
 
 
 def _failure(index: int, error: Exception) -> EnvironmentFailed:
-    failure = EnvironmentFailed(
-        index,
-        f"raised {type(error).__name__}: {error}; "
-        "repair the environment, then resume the run from its last checkpoint.",
-    )
+    failure = EnvironmentFailed(index, f"raised {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

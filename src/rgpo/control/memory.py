@@ -19,6 +19,7 @@ from rgpo.control.environments import make_environments
 from rgpo.control.fast import FastLearner
 from rgpo.control.networks import ActorCritic
 from rgpo.control.train import Trainer
+from rgpo.errors import RgpoError
 
 MATRICES = 8
 """Of the size of the parameters: themselves, gradient, Adam's two moments, past policy, and what
@@ -53,6 +54,23 @@ class Footprint:
 
 def footprint(trainer: Trainer) -> Footprint:
     """What a trainer like this one takes; its environments are made again to be weighed."""
+    run, once = _array_bytes(trainer)
+    return Footprint(run + _environment_bytes(trainer), once + resident_bytes())
+
+
+def require_room(trainer: Trainer) -> None:
+    """Raise RgpoError where a single run of this trainer needs more memory than is free."""
+    need, free = _array_bytes(trainer)[0], available_bytes()
+    if need > free:
+        raise RgpoError(
+            f"one run needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} are free: take "
+            "fewer environments, shorter rollouts or smaller networks "
+            "(--num-envs, --rollout-steps, --hidden)"
+        )
+
+
+def _array_bytes(trainer: Trainer) -> tuple[int, int]:
+    """Of every run's parameters and rollouts, and of the activations of the run being learned."""
     config, policy = trainer.config, trainer.learner.policies[0]
     shapes, distribution = trainer.environments.observation_shapes, trainer.distribution
     parameters = trainer.learner.parameters_of_runs().shape[1]
@@ -67,8 +85,8 @@ def footprint(trainer: Trainer) -> Footprint:
         sample += activations
     else:  # one run and one slice or minibatch after the other
         once = 2 * max(SLICE, config.minibatch_size) * (activations + vector + image)
-    per_run = 4 * (floats + config.batch_size * sample) + 3 * config.batch_size * image
-    return Footprint(per_run + _environment_bytes(trainer), 4 * once + resident_bytes())
+    run = 4 * (floats + config.batch_size * sample) + 3 * config.batch_size * image
+    return run, 4 * once
 
 
 def activation_floats(policy: ActorCritic, shapes: dict[str, tuple[int, ...]]) -> int:

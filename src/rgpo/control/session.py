@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rgpo.control import memory
 from rgpo.control.config import TrainConfig
 from rgpo.control.distributions import distribution_for
 from rgpo.control.environments import make_environments
@@ -40,6 +41,7 @@ def start(
     environment fails; the runs are then marked as failed and keep their last checkpoint.
     """
     trainer = Trainer(configs)
+    memory.require_room(trainer)
     runs = []
     for config, directory in zip(configs, directories, strict=True):
         document = dataclasses.asdict(config) | {

@@ -172,8 +172,8 @@ class Trainer:
             rollout = self.collector.collect(self.learner.act, self._noise())
         for index, failure in self.environments.failures.items():
             run, place = divmod(index, self.envs)
-            told = f"environment {place} of the run {failure.what.rstrip('.')}"
-            self.failed.setdefault(run, f"{told} (after step {self.steps_done})")
+            where = f"environment {place} of the run {failure.what} (after step {self.steps_done})"
+            self.failed.setdefault(run, f"{where}: {failure.advice}")
         return rollout
 
     def _noise(self) -> np.ndarray:

@@ -136,6 +136,7 @@ class _Probe:
 
     def __init__(self, config: TrainConfig) -> None:
         trainer = Trainer([config])
+        memory.require_room(trainer)
         self.fast = isinstance(trainer.learner, FastLearner)
         self.images = "image" in trainer.environments.observation_shapes
         self.footprint = memory.footprint(trainer)
@@ -296,6 +297,8 @@ def _worker(comparison: Plan, index: int, events: "Queue[Any]", stop: Event) -> 
         _train_group(comparison, index, tell)
     except RgpoError as error:
         events.put(("error", index, str(error)))
+    except KeyboardInterrupt:  # the second Ctrl-C: what was saved stays
+        pass
     finally:
         events.put(("end", index))
         if not parent.is_alive():
