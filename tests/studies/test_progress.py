@@ -34,6 +34,6 @@ def test_time_left_is_told_at_the_speed_after_the_first_update(monkeypatch):
             now[0] += 30 if update == 1 else 2  # compilation, then two seconds an update
             shown(0, update, 10, [row(update, 1.0)])
     lines = told.getvalue().splitlines()
-    assert lines[2].startswith(" 20%     32 s, 16 s left  ")
-    assert lines[-1].startswith("100%     48 s  ")
+    assert lines[2].startswith(" 20%  0:00:32, 0:00:16 left  ")
+    assert lines[-1].startswith("100%  0:00:48  ")
     assert f"{640 / 48:,.0f} steps/s" in lines[-1]

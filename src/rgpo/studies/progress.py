@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,7 +62,7 @@ class _Display:
         elif fraction >= self.said + 0.1 or fraction >= 1:
             self.said = fraction
             seconds = time.perf_counter() - self.started
-            told = f"{fraction:4.0%}  {seconds:5.0f} s{self._left(fraction)}  {note}"
+            told = f"{fraction:4.0%}  {_clock(seconds)}{self._left(fraction)}  {note}"
             self.console.print(told, highlight=False)
         if self.first_shown is None:
             self.first_shown = time.perf_counter(), fraction
@@ -71,7 +72,8 @@ class _Display:
         when, done = self.first_shown or (0.0, 1.0)
         if not done < fraction < 1:
             return ""
-        return f", {(time.perf_counter() - when) * (1 - fraction) / (fraction - done):.0f} s left"
+        left = (time.perf_counter() - when) * (1 - fraction) / (fraction - done)
+        return f", {_clock(left)} left"
 
     def speed(self, steps: float) -> str:
         """Environment steps per second since the start."""
@@ -193,6 +195,11 @@ class StageProgress:
         if self.bar is not None:
             self.bar.__exit__(None, None, None)
             self.bar = None
+
+
+def _clock(seconds: float) -> str:
+    """As the bar of a terminal has it: 0:01:23."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _recent(rows: Sequence[dict[str, float | None]], key: str, style: str = ".1f") -> str:
