@@ -26,6 +26,7 @@ from rgpo.runs.directory import Run
 from rgpo.runs.report import write_objectives, write_report
 from rgpo.runs.table import final_table, print_table
 from rgpo.studies import compare as comparison
+from rgpo.studies import language_runs
 from rgpo.studies.catalogue import needs
 from rgpo.studies.command import STUDIES
 from rgpo.studies.curves import objective_curve
@@ -96,7 +97,7 @@ def resume(path: Annotated[Path, tyro.conf.Positional]) -> int:
     """
     if (path / comparison.PLAN).exists():
         return _run_comparison(comparison.Plan.load(path))
-    if (path / "config.json").exists() and "job" in Run.open(path).config:
+    if language_runs.is_language(path):
         from rgpo.studies import language_command
 
         return language_command.resume(path)
@@ -141,6 +142,8 @@ def report(
         out: The file to write.
     """
     runs = _runs_below(paths)
+    if language_runs.only_language(runs):
+        return _report_language(runs, out)
     curves = {}
     for run in runs:
         config = _session_of(run).config_of(Run.open(run))
@@ -149,6 +152,18 @@ def report(
     title = "Comparison of " + ", ".join(curves)
     written = write_report(runs, out, title=title, command=_command(), objective_curves=curves)
     console.print(f"report: {written.resolve()}")
+    return 0
+
+
+def _report_language(runs: list[Path], out: Path) -> int:
+    for title, heads, rows in language_runs.tables(runs):
+        table = Table(title=title, title_justify="left", box=None)
+        for heading in heads:
+            table.add_column(heading, justify="left" if heading == heads[0] else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(f"report: {language_runs.write(runs, out, _command()).resolve()}")
     return 0
 
 
@@ -284,11 +299,13 @@ def _with_jobs(
     commands: dict[str, Callable[..., int]], arguments: list[str]
 ) -> tuple[dict[str, Callable[..., int]], list[str]]:
     """Language jobs in place of their names; their packages take seconds to import."""
-    if arguments[:1] not in (["rlvr"], ["rlhf"]):
+    asked, of_job = arguments[:1], map(language_runs.is_language, map(Path, arguments[1:]))
+    if asked not in (["rlvr"], ["rlhf"]) and not (asked == ["eval"] and any(of_job)):
         return commands, arguments
     from rgpo.studies import language_command
 
-    return commands | language_command.JOBS, language_command.with_file(arguments)
+    jobs = language_command.JOBS | {"eval": language_command.evaluate}
+    return commands | jobs, language_command.with_file(arguments)
 
 
 def _option(arguments: list[str], name: str) -> str | None:
@@ -355,7 +372,8 @@ def _tell_run(directory: Path, statuses: list[str]) -> int:
 def _runs_below(paths: tuple[Path, ...]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
-        inside = sorted(p.parent for p in path.rglob("config.json") if p.parent != path)
+        # a model's folder has a config.json too, but is no run
+        inside = sorted(p.parent for p in path.rglob("versions.json") if p.parent != path)
         found += [path] if (path / "config.json").exists() else inside
     if not found:
         raise RgpoError("there is no run in these directories: give the output of rgpo train")

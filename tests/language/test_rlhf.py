@@ -125,6 +125,23 @@ def test_the_command_line_prints_the_table_and_writes_the_report(whole, capsys):
     assert "vaderSentiment" in page
 
 
+def test_report_and_eval_know_the_run(whole, tmp_path, capsys):
+    path, result = whole
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", str(path), "--out", str(tmp_path / "page.html")])
+    assert ended.value.code == 0
+    assert "Answers after RL" in (tmp_path / "page.html").read_text()
+    gold = f"{result['after']['gold']['mean']:.2f}"
+    assert f"→ {gold} ±" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["eval", str(path), "--samples", "4", "--seed", "31"])  # the run's own
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "on 32 answers to held-out prompts" in out
+    assert f"after RL  {result['after']['proxy']['mean']:.2f}" in " ".join(out.split(" "))
+    assert gold in out
+
+
 def judged(count=160, seed=0, label=None):
     """Pairs in which the word with more vowels is preferred; `label` in place of that."""
     draw = random.Random(seed)

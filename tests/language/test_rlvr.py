@@ -16,11 +16,12 @@ from rgpo.language.stages import newest_checkpoint
 from rgpo.language.verifiable import COMPACT, EASY, load_task
 
 SMALL = {
-    "task_options": '{"min_word_len": 2, "max_word_len": 3}',
-    "warm_steps": 6,
+    "task": "count_bits",
+    "warm_steps": 24,
     "updates": 4,
     "batch": 2,
     "group": 4,
+    "epochs": 2,
     "minibatches": 2,
     "save_every": 1,
     "entries": 60,
@@ -62,6 +63,7 @@ def test_a_run_measures_every_update_and_ends_with_its_accuracies(whole):
     rows = rows_of(path)
     assert [row["update"] for row in rows] == [4, 8, 12, 16]
     assert all(0 <= row["reward"] <= 1 and row["ratio/kl_k3"] >= 0 for row in rows)
+    assert any(0 < row["reward"] < 1 for row in rows)  # else there is nothing to learn from
     assert {0 <= result[when][kind] <= 1 for when in ("before", "after")
             for kind in ("sampled", "greedy")} == {True}  # fmt: skip
     status = json.loads((path / "status.json").read_text())
@@ -127,8 +129,56 @@ def test_the_command_line_runs_resumes_and_shows_the_table(whole, tmp_path, caps
         cli.main(["resume", str(path)])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert "spell_backward, 16 held-out entries" in out
+    assert "count_bits, 16 held-out entries" in out
     assert f"{whole[1]['after']['greedy']:.1%}" in out
+
+
+def test_the_report_shows_a_run_and_a_folder_of_them(whole, tmp_path, capsys):
+    unfinished = tmp_path / "runs" / "new-seed0"
+    shutil.copytree(whole[0], tmp_path / "runs" / "old-seed0")
+    shutil.copytree(whole[0], unfinished)
+    (unfinished / "status.json").unlink()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "all.html")])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    result = whole[1]
+    told = f"{result['before']['greedy']:.1%} → {result['after']['greedy']:.1%}"
+    assert told in out
+    assert f"{result['after']['kl']['mean']:.2f} ±" in out
+    (row,) = [line for line in out.splitlines() if "new-seed0" in line]
+    assert row.split() == ["new-seed0", "-", "-", "-", "unfinished"]
+    page = (tmp_path / "all.html").read_text()
+    assert told in page
+    assert 'id="plot-training0"' in page
+
+
+def test_a_finished_run_is_measured_again_with_other_samples(whole, tmp_path, capsys):
+    for seed in ("1", "7"):  # 1 is the run's own
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["eval", str(whole[0]), "--seed", seed])
+        assert ended.value.code == 0
+    first, second = capsys.readouterr().out.split("count_bits, 16 held-out entries")[1:]
+    kl = whole[1]["after"]["kl"]
+    assert f"{kl['mean']:.2f} ± {kl['se']:.2f} nats" in first
+    assert first != second
+    shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "trained")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["eval", str(tmp_path / "run")])
+    assert ended.value.code == 1
+    assert "has no trained policy yet: `rgpo resume" in capsys.readouterr().err
+
+
+def test_language_and_control_runs_are_not_compared(whole, tmp_path, capsys):
+    control = tmp_path / "control"
+    control.mkdir()
+    for name in ("config.json", "versions.json"):
+        (control / name).write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", str(whole[0]), str(control)])
+    assert ended.value.code == 1
+    assert "report on them apart" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -32,18 +32,19 @@ def measured(
     }
     if gold is not None:
         per_answer["gold"] = gold(samples)
-    summary: dict[str, Any] = {name: _summary(values) for name, values in per_answer.items()}
-    summary["entropy"] = mean([float(-row.mean()) for row in own])
-    summary["cut"] = mean([float(not s.ended) for s in samples])
-    summary["different"] = len({s.text for s in samples}) / len(samples)
+    found: dict[str, Any] = {name: summary(values) for name, values in per_answer.items()}
+    found["entropy"] = mean([float(-row.mean()) for row in own])
+    found["cut"] = mean([float(not s.ended) for s in samples])
+    found["different"] = len({s.text for s in samples}) / len(samples)
     rows = [
         {"prompt": s.prompt, "answer": s.text}
         | {name: values[i] for name, values in per_answer.items()}
         for i, s in enumerate(samples)
     ]
-    return summary, rows
+    return found, rows
 
 
-def _summary(values: list[float]) -> dict[str, float]:
+def summary(values: list[float]) -> dict[str, float]:
+    """Mean and standard error."""
     tensor = torch.tensor(values, dtype=torch.float64)
     return {"mean": float(tensor.mean()), "se": float(tensor.std() / len(values) ** 0.5)}

@@ -45,6 +45,7 @@ def supervised(
     learning_rate: float,
     seed: int,
     cpu: bool,
+    schedule: str = "cosine",
 ) -> SFTTrainer:
     """TRL's SFTTrainer on prompt and completion, with the loss on the completion."""
     args = SupervisedConfig(
@@ -52,7 +53,7 @@ def supervised(
         max_steps=steps,
         per_device_train_batch_size=batch,
         learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=schedule,
         logging_steps=5,
         save_steps=max(steps // 4, 1),
         save_total_limit=2,
@@ -66,7 +67,7 @@ def supervised(
     return SFTTrainer(model, args=args, train_dataset=dataset, processing_class=tokenizer)
 
 
-def online(config: Any, folder: Path) -> RecipeConfig:
+def online(config: Any, folder: Path, schedule: str = "constant") -> RecipeConfig:
     """The settings of `RecipeTrainer` for a job; one row of metrics per update."""
     steps = config.epochs * config.minibatches
     batch, rest = divmod(config.batch * config.group, config.minibatches)
@@ -89,7 +90,7 @@ def online(config: Any, folder: Path) -> RecipeConfig:
         "max_steps": config.updates * steps,
         "max_completion_length": config.max_tokens,
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": schedule,
         "logging_steps": steps,
         "save_steps": config.save_every * steps,
         "save_total_limit": 2,

@@ -215,6 +215,15 @@ def run(config: RlhfConfig, path: Path, watch: Watch) -> dict[str, Any]:
     return result
 
 
+def evaluate(config: RlhfConfig, path: Path, samples: int, seed: int) -> dict[str, Any]:
+    """Measure the policy of a finished run again, with other answers to the held-out prompts."""
+    base = prepared(opened(config, path, lambda *_: None), config)
+    policy = load_policy(path / "trained")
+    answers = policy.sample(base.held_out * samples, config.max_tokens, seed=seed)
+    after, _ = measured(policy, *base.judges(), answers)
+    return {"after": after, "answers": len(answers)}
+
+
 def opened(config: RlhfConfig, path: Path, watch: Watch) -> Job:
     """The job in `path`, new or as it stands; RgpoError for what can be known before any stage."""
     _refuse(config)

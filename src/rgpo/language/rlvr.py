@@ -5,6 +5,7 @@ warm start (without --model)  ->  accuracy before  ->  online RL  ->  accuracy a
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from datasets import Dataset
 
 from rgpo.errors import RgpoError
 from rgpo.language.characters import character_tokenizer, small_model
+from rgpo.language.evaluation import summary
 from rgpo.language.fitting import (
     adapters,
     online,
@@ -22,7 +24,7 @@ from rgpo.language.fitting import (
     supervised,
 )
 from rgpo.language.sample import load_policy
-from rgpo.language.stages import Job, Watch, cache_folder, cached, parsed
+from rgpo.language.stages import DONE, Job, Watch, cache_folder, cached, parsed
 from rgpo.language.trainer import RecipeTrainer
 from rgpo.language.verifiable import Task, load_task
 
@@ -49,10 +51,10 @@ class RlvrConfig:
     lora: int = 0
     """Rank of LoRA adapters on all linear layers; 0: full fine-tuning."""
 
-    warm_steps: int = 150
+    warm_steps: int = 120
     """Supervised steps on right answers (256 each) for the model of characters."""
 
-    updates: int = 100
+    updates: int = 400
     """Generated batches."""
 
     batch: int = 16
@@ -61,14 +63,14 @@ class RlvrConfig:
     group: int = 8
     """Completions of a prompt."""
 
-    epochs: int = 2
+    epochs: int = 1
     """Passes over a generated batch."""
 
-    minibatches: int = 1
+    minibatches: int = 2
     """Optimiser steps of a pass."""
 
-    learning_rate: float = 5e-5
-    """Of the policy."""
+    learning_rate: float = 1e-4
+    """Of the policy at the start; it falls linearly to 0."""
 
     advantage: Literal["group", "leave-one-out", "remax", "critic"] = "group"
     """Baseline of the reward."""
@@ -91,7 +93,7 @@ class RlvrConfig:
     held_out: int = 256
     """Different entries to measure accuracy on, before and after."""
 
-    save_every: int = 10
+    save_every: int = 50
     """Updates between checkpoints."""
 
     trainer: str = ""
@@ -117,10 +119,10 @@ def run(config: RlvrConfig, path: Path, watch: Watch) -> dict[str, Any]:
                 "the held-out ones: lower --held-out, or raise --entries or make the task larger"
             )
         start = config.model or job.stage("warm", lambda f: _warm(job, config, training, f))["at"]
-        before = job.stage("before", lambda _: _accuracy(task, start, held_out, config))
+        before = job.stage("before", lambda _: _measured(task, start, held_out, config))
         job.stage("trained", lambda f: _learn(job, config, task, start, training, f))
         trained = str(path / "trained")
-        after = job.stage("after", lambda _: _accuracy(task, trained, held_out, config))
+        after = job.stage("after", lambda _: _measured(task, trained, held_out, config, start))
         result = {"before": before, "after": after, "held_out": len(held_out)}
         job.run.finish("finished", result=result)
     return result
@@ -146,6 +148,7 @@ def _warm(job: Job, config: RlvrConfig, rows: list[dict[str, Any]], folder: Path
     trainer = supervised(
         small_model(tokenizer, config.seed), tokenizer, pairs, folder, steps=config.warm_steps,
         batch=256, learning_rate=2e-3, seed=config.seed, cpu=config.cpu,
+        schedule="constant",
     )  # fmt: skip
     job.train(trainer, "warm", ("loss",), log=False)
 
@@ -166,7 +169,7 @@ def _learn(
     rows: list[dict[str, Any]],
     folder: Path,
 ) -> dict[str, Any]:
-    args = online(config, job.run.checkpoints)
+    args = online(config, job.run.checkpoints, schedule="linear")
     columns = [{"prompt": row["prompt"], "entry": row["entry"]} for row in rows]
     policy = load_policy(start)
     trainer = RecipeTrainer(
@@ -182,11 +185,32 @@ def _learn(
     return {}
 
 
-def _accuracy(
-    task: Task, model: str, rows: list[dict[str, Any]], config: RlvrConfig
+def evaluate(config: RlvrConfig, path: Path, seed: int) -> dict[str, Any]:
+    """Measure the policy of a finished run again, with other samples for the held-out entries."""
+    task = _task(config)
+    start = config.model or json.loads((path / "warm" / DONE).read_bytes())["at"]
+    held_out = task.rows[: config.held_out]
+    after = _measured(task, str(path / "trained"), held_out, config, start, seed)
+    return {"after": after, "held_out": len(held_out)}
+
+
+def _measured(
+    task: Task,
+    model: str,
+    rows: list[dict[str, Any]],
+    config: RlvrConfig,
+    start: str | None = None,
+    seed: int = 1,
 ) -> dict[str, Any]:
-    policy = load_policy(model)
-    return {
-        "sampled": task.accuracy(policy, rows, config.max_tokens, greedy=False),
-        "greedy": task.accuracy(policy, rows, config.max_tokens, greedy=True),
+    """Shares of right answers, and KL(policy || start) per sampled answer."""
+    policy, prompts = load_policy(model), [row["prompt"] for row in rows]
+    sampled = policy.sample(prompts, config.max_tokens, seed=seed)
+    greedy = policy.sample(prompts, config.max_tokens, greedy=True)
+    found: dict[str, Any] = {
+        "sampled": task.accuracy(sampled, rows),
+        "greedy": task.accuracy(greedy, rows),
     }
+    if start is not None:
+        own, other = policy.log_probs(sampled), load_policy(start).log_probs(sampled)
+        found["kl"] = summary([float((a - b).sum()) for a, b in zip(own, other, strict=True)])
+    return found

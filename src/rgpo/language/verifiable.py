@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rgpo.errors import RgpoError
-from rgpo.language.sample import Policy, Prompt
+from rgpo.language.sample import Prompt, Sample
 
 COMPACT: dict[str, Callable[[dict[str, Any]], str]] = {
     "spell_backward": lambda m: m["word"].lower(),
@@ -53,11 +53,8 @@ class Task:
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         return [self.score(text, i) for text, i in zip(texts, entry, strict=True)]
 
-    def accuracy(
-        self, policy: Policy, rows: Sequence[dict[str, Any]], length: int, *, greedy: bool
-    ) -> float:
-        """Share of right answers."""
-        samples = policy.sample([row["prompt"] for row in rows], length, greedy=greedy, seed=1)
+    def accuracy(self, samples: Sequence[Sample], rows: Sequence[dict[str, Any]]) -> float:
+        """Share of right answers, one sample per row."""
         scores = [self.score(s.text, row["entry"]) for s, row in zip(samples, rows, strict=True)]
         return sum(scores) / len(scores)
 

@@ -1,5 +1,6 @@
 """The frame of every HTML page: one file, style and plotly inlined, that opens offline."""
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -76,3 +77,20 @@ def card(heading: str, read: str, figure: Any, name: str) -> str:
     )
     text = f'<h3>{escape(heading)}</h3><p class="read">{escape(read)}</p>'
     return f'<section class="card">{text}{plot}</section>'
+
+
+def legend(color: Mapping[str, str]) -> str:
+    """Return buttons, one per name, that hide or show its traces in all figures."""
+    buttons = "".join(
+        f'<button value="{escape(name)}" aria-pressed="true">{dot(color, name)}{escape(name)}'
+        "</button>"
+        for name in color
+    )
+    return (
+        f'<nav aria-label="recipes">{buttons}<span class="read">click to hide or show</span></nav>'
+    )
+
+
+def dot(color: Mapping[str, str], name: str) -> str:
+    """Return a dot in the colour of a name."""
+    return f'<span class="dot" style="background:{color[name]}"></span>'

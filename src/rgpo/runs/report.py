@@ -11,7 +11,7 @@ from rgpo.errors import RgpoError
 from rgpo.runs import figures
 from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import ObjectiveCurve
-from rgpo.runs.page import card, page
+from rgpo.runs.page import card, dot, legend, page
 from rgpo.runs.table import (
     Record,
     TableRow,
@@ -118,7 +118,7 @@ def write_objectives(drawn: Mapping[str, ObjectiveCurve], output: Path) -> Path:
     """Write a page with only the curves of `drawn` to the HTML file `output`; return its path."""
     title = "Objectives: value g and weight w"
     color = figures.colors(list(drawn))
-    body = f"<header><h1>{title}</h1></header>{_legend(color)}" + _objectives(drawn, color)
+    body = f"<header><h1>{title}</h1></header>{legend(color)}" + _objectives(drawn, color)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, page(title, body).encode())
     return output
@@ -134,7 +134,7 @@ def _body(
     groups = group(records)
     rows = table_of(records)
     yield f"<header><h1>{escape(title)}</h1><p>{escape(_sentence(records))}</p></header>"
-    yield _legend(color)
+    yield legend(color)
     envs = list(dict.fromkeys(env for env, _ in groups))
     for env in envs:
         yield f"<h2>{escape(env)}</h2>"
@@ -192,26 +192,11 @@ def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _legend(color: Mapping[str, str]) -> str:
-    buttons = "".join(
-        f'<button value="{escape(name)}" aria-pressed="true">{_dot(color, name)}{escape(name)}'
-        "</button>"
-        for name in color
-    )
-    return (
-        f'<nav aria-label="recipes">{buttons}<span class="read">click to hide or show</span></nav>'
-    )
-
-
-def _dot(color: Mapping[str, str], name: str) -> str:
-    return f'<span class="dot" style="background:{color[name]}"></span>'
-
-
 def _table(rows: Sequence[TableRow], color: Mapping[str, str]) -> str:
     header, *lines = cells(rows)
     head = "".join(f"<th>{escape(text)}</th>" for text in header)
     body = "".join(
-        f"<tr><td>{_dot(color, line[0])}{escape(line[0])}</td>"
+        f"<tr><td>{dot(color, line[0])}{escape(line[0])}</td>"
         + "".join(f"<td>{escape(text)}</td>" for text in line[1:])
         + "</tr>"
         for line in lines

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -18,7 +18,7 @@ from rgpo.language import rlhf as preferred
 from rgpo.language import rlvr as verifiable
 from rgpo.language.rlhf import RlhfConfig
 from rgpo.language.rlvr import RlvrConfig
-from rgpo.language.stages import Watch
+from rgpo.language.stages import DONE, Watch
 from rgpo.runs.directory import Run
 from rgpo.studies import rlhf_report
 from rgpo.studies.progress import StageProgress
@@ -38,14 +38,8 @@ def rlvr(config: Flat[RlvrConfig], out: Path | None = None) -> int:
     path = out or Path("runs") / f"rlvr-{config.task}-{config.recipe}-seed{config.seed}"
     with _told(path, small=config.model is None) as watch:
         result = verifiable.run(config, path, watch)
-    console.print(f"{config.task}, {result['held_out']} held-out entries")
-    table = Table(box=None)
-    for heading in ("right answers", "before", "after"):
-        table.add_column(heading, justify="left" if heading == "right answers" else "right")
-    for kind in ("sampled", "greedy"):
-        table.add_row(kind, *(f"{result[when][kind]:.1%}" for when in ("before", "after")))
-    console.print(table)
-    console.print(f"run: {path}   policy: {path / 'trained'}")
+    _print_rlvr(config, result)
+    console.print(f"run: {path}   policy: {path / 'trained'}   (`rgpo report {path}` draws it)")
     return 0
 
 
@@ -63,14 +57,7 @@ def rlhf(config: Flat[RlhfConfig], out: Path | None = None) -> int:
     path = out or Path("runs") / f"rlhf-{name}-{config.recipe}-seed{config.seed}"
     with _told(path, small=config.model == "tiny") as watch:
         result = preferred.run(config, path, watch)
-    heads, rows = rlhf_report.table(result)
-    console.print(f"on {result['answers']} answers to held-out prompts (± standard error):")
-    table = Table(box=None)
-    for heading in heads:
-        table.add_column(heading, justify="left" if heading == heads[0] else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    _print_rlhf(result)
     console.print(f"reward model: {result['reward_accuracy']:.1%} of unseen pairs ranked correctly")
     console.print(f"run: {path}   policy: {path / 'trained'}")
     console.print(f"report: {rlhf_report.write(path).resolve()}")
@@ -79,12 +66,66 @@ def rlhf(config: Flat[RlhfConfig], out: Path | None = None) -> int:
 
 def resume(path: Path) -> int:
     """Continue the job in a run directory."""
+    job, config = _job_of(path)
+    return JOBS[job](config, path)
+
+
+def evaluate(
+    path: Annotated[Path, tyro.conf.Positional], samples: int = 8, seed: int = 1_000_000
+) -> int:
+    """Measure the policy of a finished run again: other answers to its held-out prompts.
+
+    Args:
+        path: The run directory.
+        samples: Answers to each prompt; `rgpo rlvr` takes one sampled and one greedy.
+        seed: Of the sampling.
+    """
+    job, config = _job_of(path)
+    if not (path / "trained" / DONE).exists():
+        raise RgpoError(f"{path} has no trained policy yet: `rgpo resume {path}` continues it")
+    _hush()
+    if job == "rlvr":
+        _print_rlvr(config, verifiable.evaluate(config, path, seed))
+    else:
+        _print_rlhf(preferred.evaluate(config, path, samples, seed))
+    return 0
+
+
+def _job_of(path: Path) -> tuple[str, Any]:
+    """Name and configuration of the job in a run directory."""
     settings = dict(Run.open(path).config)
-    command, kind = JOBS_BY_NAME[settings.pop("job")]
-    known = {field.name for field in dataclasses.fields(kind)}
-    if set(settings) != known:
+    job = settings.pop("job")
+    kind = CONFIGS[job]
+    if set(settings) != {field.name for field in dataclasses.fields(kind)}:
         raise RgpoError(f"{path} was made by another version of rgpo: start a new run")
-    return command(kind(**settings), path)
+    return job, kind(**settings)
+
+
+def _print_rlvr(config: RlvrConfig, result: dict[str, Any]) -> None:
+    """Right answers of the policies that were measured, with standard errors."""
+    count, whens = result["held_out"], [w for w in ("before", "after") if w in result]
+    rows = []
+    for kind in ("sampled", "greedy"):
+        shares = [result[when][kind] for when in whens]
+        rows.append([kind, *(f"{p:.1%} ± {(p * (1 - p) / count) ** 0.5:.1%}" for p in shares)])
+    console.print(f"{config.task}, {count} held-out entries (± standard error)")
+    _print_table(["right answers", *whens], rows)
+    kl = result["after"]["kl"]
+    console.print(f"KL to the policy before RL: {kl['mean']:.2f} ± {kl['se']:.2f} nats per answer")
+
+
+def _print_rlhf(result: dict[str, Any]) -> None:
+    console.print(f"on {result['answers']} answers to held-out prompts (± standard error):")
+    _print_table(*rlhf_report.table(result))
+
+
+def _print_table(heads: list[str], rows: list[list[str]]) -> None:
+    table = Table(box=None)
+    for heading in heads:
+        table.add_column(heading, justify="left" if heading == heads[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def with_file(arguments: list[str]) -> list[str]:
@@ -138,8 +179,5 @@ def _hush() -> None:
 JOBS: dict[str, Callable[..., int]] = {"rlvr": rlvr, "rlhf": rlhf}
 """Every job by its name on the command line."""
 
-JOBS_BY_NAME: dict[str, tuple[Callable[..., int], Any]] = {
-    "rlvr": (rlvr, RlvrConfig),
-    "rlhf": (rlhf, RlhfConfig),
-}
-"""Every job with its configuration."""
+CONFIGS: dict[str, Any] = {"rlvr": RlvrConfig, "rlhf": RlhfConfig}
+"""Every job's configuration."""

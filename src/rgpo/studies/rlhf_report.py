@@ -30,13 +30,13 @@ GOLD = (
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and a row for the policy before and after RL."""
+    """Headings and a row for each policy that was measured, before and after RL."""
     heads = ["policy", "reward model", "gold", "KL to reference", "tokens", "entropy", "cut"]
-    return heads, [_row(when, result[when]) for when in ("before", "after")]
+    return heads, [_row(when, result[when]) for when in ("before", "after") if when in result]
 
 
-def write(path: Path) -> Path:
-    """report.html of a finished run."""
+def write(path: Path, output: Path | None = None) -> Path:
+    """The page of a finished run; by default its report.html."""
     run = Run.open(path)
     result = run.status["result"]
     answers = [json.loads(row) for row in (path / "evaluation" / "answers.jsonl").open()]
@@ -55,7 +55,7 @@ def write(path: Path) -> Path:
         f"<pre>{escape(json.dumps(dict(run.config), indent=1))}</pre>",
         f"<pre>{escape(json.dumps(dict(run.versions), indent=1))}</pre>",
     ]
-    file = path / "report.html"
+    file = output or path / "report.html"
     write_atomic(file, page(f"RLHF with {run.config['recipe']}", "".join(body)).encode())
     return file
 
