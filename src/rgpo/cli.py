@@ -160,6 +160,7 @@ def _report_language(runs: list[Path], out: Path) -> int:
         table = Table(title=title, title_justify="left", box=None)
         for heading in heads:
             table.add_column(heading, justify="left" if heading == heads[0] else "right")
+        table.columns[0].overflow = "fold"
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -274,7 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["train"] and _option(arguments, "--algo") in ("reparam-ppo", "reppo"):
         commands = COMMANDS | {"train": train_reparam}
     try:
-        commands, arguments = _with_jobs(commands, arguments)
+        if program == "rgpo":  # rlhf is also a study
+            commands, arguments = _with_jobs(commands, arguments)
         status = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog=program,

@@ -7,7 +7,13 @@ import scipy.stats
 from rliable import metrics
 from rliable.library import get_interval_estimates
 
-from rgpo.runs.statistics import interval, probability_of_improvement, rank_test, summarize
+from rgpo.runs.statistics import (
+    interval,
+    probability_of_improvement,
+    rank_test,
+    relative_change,
+    summarize,
+)
 
 
 def test_iqm_by_hand():
@@ -26,6 +32,18 @@ def test_iqm_by_hand():
 
 def test_median_of_one_task_is_the_median_and_not_rliables_mean():
     assert summarize({"a": [0.0, 1.0, 50.0]})["a"].median == 1.0
+
+
+def test_relative_change_is_a_share_of_the_other_iqm():
+    a, b = [3.0, 6.0, 6.0, 9.0], [4.0, 4.0, 4.0, 4.0]
+    change = relative_change(a, b)
+    assert change.share == pytest.approx(0.5)
+    assert -0.25 <= change.low < 0.5 < change.high <= 1.25
+    scaled = relative_change([100 * x for x in a], [100 * x for x in b])
+    assert (scaled.low, scaled.high) == pytest.approx((change.low, change.high))
+    alone = relative_change([6.0], b)
+    assert (alone.share, alone.low, alone.high, alone.single) == (0.5, 0.5, 0.5, True)
+    assert relative_change(a, [-1.0, 4.0, 4.0, 4.0]) is None  # a share of what may be nothing
 
 
 def test_several_tasks_and_the_optimality_gap():

@@ -10,13 +10,16 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import datasets
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.utils import logging
 
 from rgpo.errors import RgpoError
 from rgpo.runs.atomic import json_bytes, write_atomic
@@ -178,6 +181,13 @@ def parsed(text: str, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RgpoError(f"--{name} takes a JSON object such as '{{\"key\": 1}}', got {text!r}")
     return found
+
+
+def hush() -> None:
+    """Bars and warnings of the libraries would tear those of the job."""
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def mean(numbers: list[float]) -> float:

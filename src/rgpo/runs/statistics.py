@@ -11,6 +11,7 @@ Shapes: R runs, K tasks, P points of a curve.
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -132,6 +133,25 @@ def probability_of_improvement(
     return Improvement(float(point), float(low), float(high), single)
 
 
+def relative_change(
+    a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, reps: int = 2000, seed: int = 0
+) -> Change | None:
+    """Return IQM(a) / IQM(b) - 1 of scores of shapes (R_a,) and (R_b,), each resampled on its own.
+
+    None where the interval of IQM(b) reaches 0: a share of nothing says nothing.
+    """
+    first, second = _matrix("a", a)[:, 0], _matrix("b", b)[:, 0]
+    _, lowest, _ = _bootstrap((second,), _iqm, confidence, reps, seed)
+    if lowest <= 0:
+        return None
+
+    def share(x: NDArray[np.float64], y: NDArray[np.float64], axis: int = -1) -> Any:
+        return _iqm(x, axis) / _iqm(y, axis) - 1
+
+    point, low, high = _bootstrap((first, second), share, confidence, reps, seed)
+    return Change(float(point), float(low), float(high), min(len(first), len(second)) == 1)
+
+
 def rank_test(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p-value that runs of `a` and `b` score alike; shapes as above.
 
@@ -229,12 +249,13 @@ def _curve(
     whole: NDArray[np.float64], confidence: float, reps: int, seed: int
 ) -> tuple[NDArray[np.float64], ...]:
     """Return IQM, low and high of curves without gaps, shape (R, P)."""
+    return _bootstrap((whole.T,), _iqm, confidence, reps, seed)
+
+
+def _iqm(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
     from scipy import stats
 
-    def iqm(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        return np.asarray(stats.trim_mean(values, _TRIM, axis=axis))
-
-    return _bootstrap((whole.T,), iqm, confidence, reps, seed)
+    return np.asarray(stats.trim_mean(values, _TRIM, axis=axis))
 
 
 def _bootstrap(

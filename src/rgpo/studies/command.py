@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from rgpo.studies import control_report, staleness_report
 from rgpo.studies import differentiable as pathwise
 from rgpo.studies import staleness as stale
 from rgpo.studies.jobs import Result, Watch
-from rgpo.studies.progress import StudyProgress
+from rgpo.studies.progress import StageProgress, StudyProgress
 
 console = Console()
 
@@ -127,6 +128,45 @@ def control(
     return 0
 
 
+def rlhf(
+    arms: tuple[str, ...] = (),
+    seeds: int = 5,
+    updates: int = 24,
+    out: Path = Path("runs/rlhf-study"),
+    workers: int | None = None,
+) -> int:
+    """Reward against KL to the reference: dual gates, single gate, PPO-RLHF, GRPO, KL only.
+
+    Args:
+        arms: Only these; default: all.
+        seeds: Runs of each arm that are reported.
+        updates: Generated batches of a run, 64 answers each.
+        out: Directory of base, results.jsonl, tables.md and report.html.
+        workers: Processes; default: one per core.
+    """
+    from rgpo.language.stages import hush
+    from rgpo.studies import rlhf_study, rlhf_study_report
+
+    study = rlhf_study.study(out, arms=arms, seeds=seeds, updates=updates)
+    planned = study.planned()
+    console.print(
+        f"{len(study.arms)} arms: {planned['tune']} runs to tune them, {planned['report']} to "
+        f"report; about {_duration(study.seconds(workers))} from here on, on idle cores. Ctrl-C "
+        "stops it, the same command continues it."
+    )
+    hush()
+    with StageProgress(console) as progress:
+        trains = study.trains(progress.tell)
+    _run(partial(study.run, trains), workers)
+    command, report = shlex.join(["rgpo", *sys.argv[1:]]), rlhf_study_report.Report.of(study)
+    for sentence in report.sentences:
+        console.print(sentence)
+    text = out / "tables.md"
+    text.write_text(report.markdown(command))
+    console.print(f"tables: {text}\nreport: {report.write(command).resolve()}")
+    return 0
+
+
 def _workload(name: str) -> Callable[..., stale.Study]:
     if name == "control":
         return stale.control
@@ -158,11 +198,10 @@ def _run(run: Callable[[Callable[[str], Watch], int | None], None], workers: int
 
 
 def _tell(study: stale.Study) -> int:
-    command = f"rgpo study staleness --workload {study.workload}"
+    command = shlex.join(["rgpo", *sys.argv[1:]])
     for task in study.tasks:
         table = staleness_report.rows(study, task)
-        baseline = staleness_report.BASELINES[study.workload]
-        for sentence in staleness_report.conclusion(table, task, baseline):
+        for sentence in staleness_report.sentences(study, task, table):
             console.print(sentence)
     text = study.directory / "tables.md"
     text.write_text(staleness_report.markdown(study, command))
@@ -175,5 +214,10 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
-STUDIES = {"staleness": staleness, "control": control, "differentiable": differentiable}
+STUDIES = {
+    "staleness": staleness,
+    "control": control,
+    "differentiable": differentiable,
+    "rlhf": rlhf,
+}
 """Every study by the name it has on the command line."""

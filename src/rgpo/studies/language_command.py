@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from rgpo.language import rlhf as preferred
 from rgpo.language import rlvr as verifiable
 from rgpo.language.rlhf import RlhfConfig
 from rgpo.language.rlvr import RlvrConfig
-from rgpo.language.stages import DONE, Watch
+from rgpo.language.stages import DONE, Watch, hush
 from rgpo.runs.directory import Run
 from rgpo.studies import rlhf_report
 from rgpo.studies.progress import StageProgress
@@ -83,7 +82,7 @@ def evaluate(
     job, config = _job_of(path)
     if not (path / "trained" / DONE).exists():
         raise RgpoError(f"{path} has no trained policy yet: `rgpo resume {path}` continues it")
-    _hush()
+    hush()
     if job == "rlvr":
         _print_rlvr(config, verifiable.evaluate(config, path, seed))
     else:
@@ -152,7 +151,7 @@ def with_file(arguments: list[str]) -> list[str]:
 @contextmanager
 def _told(path: Path, *, small: bool) -> Any:
     """A watch that shows stages as bars, and libraries that keep quiet beside them."""
-    _hush()
+    hush()
     if not small:  # matrix products worth a second thread
         torch.set_num_threads(os.cpu_count() or 1)
     with StageProgress(console) as watch:
@@ -165,15 +164,6 @@ def _told(path: Path, *, small: bool) -> Any:
 
 def _as_watch(progress: StageProgress) -> Watch:
     return progress.tell
-
-
-def _hush() -> None:
-    import datasets
-    from transformers.utils import logging
-
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 JOBS: dict[str, Callable[..., int]] = {"rlvr": rlvr, "rlhf": rlhf}
