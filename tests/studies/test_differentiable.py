@@ -73,10 +73,11 @@ def test_table_contrasts_and_what_is_left_to_do(tmp_path):
     assert header[:3] == ["arm", "reached", "steps, median"]
     assert reuse[:3] == ["5 mask kl", "4 of 4", "20,002"]
     assert shac[1:3] == ["1 of 4", "> 100,000"]
-    (found,) = study.contrasts(small).values()
-    assert found.probability == 1
+    ((sooner, higher),) = study.contrasts(small, "rgpo/Pendulum").values()
+    assert sooner.probability == 1
+    assert higher.probability == 0.5
     (sentence,) = study.sentences(small)
-    assert sentence.endswith("faster")
+    assert "sooner yes: 100% (100% to 100%), ends higher ?: 50%" in sentence
     assert "| 5 mask kl | 4 of 4 |" in study.markdown(small, "rgpo study differentiable")
 
 

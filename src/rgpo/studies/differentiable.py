@@ -270,6 +270,7 @@ CONTRASTS: dict[str, tuple[str, str]] = {
     "mask against ratio alone (10 epochs, no KL)": ("10 mask", "10 ratio"),
     "mask against ratio alone (10 epochs, KL)": ("10 mask kl", "10 ratio kl"),
     "narrow mask against mask (10 epochs, KL)": ("10 narrow mask kl", "10 mask kl"),
+    "narrow mask against mask (10 epochs, no KL)": ("10 narrow mask", "10 mask"),
     "RGPO gate against mask (10 epochs, KL)": ("10 gate kl", "10 mask kl"),
     "GIPO against mask (10 epochs, KL)": ("10 gipo kl", "10 mask kl"),
     "RGPO gate against mask (10 epochs, no KL)": ("10 gate", "10 mask"),
@@ -279,27 +280,34 @@ CONTRASTS: dict[str, tuple[str, str]] = {
 """What each part contributes: pairs of arms that differ in it alone."""
 
 
-def contrasts(study: Differentiable) -> dict[str, Improvement]:
-    """P(a run of the first arm reaches the return in fewer steps), tasks averaged; ties half."""
+NEVER = 1e12
+"""Steps of a run that fell short: later than any budget."""
+
+
+def contrasts(study: Differentiable, task: str) -> dict[str, tuple[Improvement, Improvement]]:
+    """P(a run of the first arm reaches the return sooner), P(it ends higher); ties half."""
     found = {}
     for name, pair in CONTRASTS.items():
-        matrices = [_steps(study, arm) for arm in pair]
-        if all(matrix is not None for matrix in matrices):
-            first, second = matrices
-            found[name] = probability_of_improvement(-first, -second)  # type: ignore[operator]
+        first, second = (_scores(study, task, arm) for arm in pair)
+        if len(first) and len(second):
+            sooner, higher = (
+                probability_of_improvement(first[:, i], second[:, i]) for i in range(2)
+            )
+            found[name] = (sooner, higher)
     return found
 
 
-def _steps(study: Differentiable, arm: str) -> np.ndarray | None:
-    """Steps to the return, (runs, tasks), of the seeds that every task has; None without any."""
-    by_cell = {
-        (r["task"], r["seed"]): np.inf if r["steps"] is None else r["steps"]
-        for r in study.results()
-        if r["arm"] == arm
-    }
-    seeds = [s for s in range(study.seeds) if all((t, s) in by_cell for t in study.tasks)]
-    matrix = np.array([[by_cell[t, s] for t in study.tasks] for s in seeds], dtype=np.float64)
-    return np.minimum(matrix, 1e12) if seeds else None  # never: later than any budget
+def _scores(study: Differentiable, task: str, arm: str) -> np.ndarray:
+    """Minus the steps to the return, and the final return, (runs, 2); a failed run's is lowest."""
+    runs = [r for r in study.results() if (r["task"], r["arm"]) == (task, arm)]
+    scores = [
+        [
+            -NEVER if r["steps"] is None else -r["steps"],
+            -NEVER if r["final_return"] is None else r["final_return"],
+        ]
+        for r in runs
+    ]
+    return np.array(scores, dtype=np.float64).reshape(-1, 2)
 
 
 def markdown(study: Differentiable, command: str) -> str:
@@ -309,20 +317,23 @@ def markdown(study: Differentiable, command: str) -> str:
         header, *lines = table(study, task)
         parts.append(f"### {task}, return {THRESHOLDS[task]:g}\n")
         parts.append(markdown_table(header, lines) + "\n")
-    parts.append("### What each part contributes\n")
-    parts += [f"- {sentence}" for sentence in sentences(study)]
+        rows = [[name, *map(_told, pair)] for name, pair in contrasts(study, task).items()]
+        parts.append(markdown_table(["first against second", "sooner", "ends higher"], rows))
     return "\n".join(parts) + "\n"
 
 
 def sentences(study: Differentiable) -> list[str]:
-    """One per contrast, with a verdict only where the interval leaves out one half."""
-    told = []
-    for name, found in contrasts(study).items():
-        verdict = "no difference seen"
-        if not found.single and (found.low > 0.5 or found.high < 0.5):
-            verdict = "faster" if found.low > 0.5 else "slower"
-        told.append(
-            f"{name}: sooner with probability {found.probability:.0%} "
-            f"({found.low:.0%} to {found.high:.0%}): {verdict}"
-        )
-    return told
+    """One per task and contrast."""
+    return [
+        f"{task}, {name}: sooner {_told(sooner)}, ends higher {_told(higher)}"
+        for task in study.tasks
+        for name, (sooner, higher) in contrasts(study, task).items()
+    ]
+
+
+def _told(found: Improvement) -> str:
+    """Probability and interval, with a verdict only where the interval leaves out one half."""
+    verdict = "?"
+    if not found.single and (found.low > 0.5 or found.high < 0.5):
+        verdict = "yes" if found.low > 0.5 else "no"
+    return f"{verdict}: {found.probability:.0%} ({found.low:.0%} to {found.high:.0%})"
