@@ -31,6 +31,8 @@ th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--soft); width: 16rem; white-space: nowrap; }
+table.answers td:nth-child(-n+2), table.answers th:nth-child(2) { text-align: left;
+  white-space: normal; }
 pre { background: #f1f5f9; padding: .7rem .9rem; border-radius: 8px; overflow-x: auto;
   margin: .4rem 0; }
 details { margin: .4rem 0; } summary { cursor: pointer; }

@@ -1,26 +1,39 @@
 """The table and the page of a run of `rgpo rlhf`."""
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from rgpo.runs import figures
 from rgpo.runs.atomic import write_atomic
 from rgpo.runs.directory import Run
+from rgpo.runs.figures import Panel
 from rgpo.runs.page import card, page
+from rgpo.runs.table import Record
 from rgpo.studies.text import html_table
 
 SHOWN = 12
 """Answers of each policy on the page."""
 
-CURVES = (
-    ("reward", "proxy reward"),
-    ("kl", "KL to the reference, per token"),
-    ("ratio/kl_k3", "KL(old || new), per token"),
-    ("entropy", "entropy per token"),
+PANELS = (
+    Panel("reward", "reward"),
+    Panel("ratio/kl_k3", "KL(old || new) per token", log=True, combine=max),
+    Panel("entropy", "entropy per token"),
+    Panel("ratio/ess", "effective sample size"),
+    Panel("grad_norm", "gradient norm", log=True, combine=max),
+    Panel("kl", "KL to the reference, per token"),
+)
+"""What is drawn of the training of a language model."""
+
+READ = "One point per update, on the training prompts; the reward is the reward model's."
+READ_ANSWERS = (
+    "Log ratio: log pi - log pi_ref of the answer, the policy's over that before RL. Its mean over "
+    "a policy's own answers is the KL."
 )
 GOLD = (
     "Gold is vaderSentiment's compound score of the answer, in [-1, 1], where the answer is as "
@@ -38,7 +51,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def write(path: Path, output: Path | None = None) -> Path:
     """The page of a finished run; by default its report.html."""
     run = Run.open(path)
-    result = run.status["result"]
+    result, own = run.status["result"], record(run)
     answers = [json.loads(row) for row in (path / "evaluation" / "answers.jsonl").open()]
     told = (
         f"{run.config['model']} with {run.config['recipe']}: {result['pairs']} preference pairs, "
@@ -49,11 +62,11 @@ def write(path: Path, output: Path | None = None) -> Path:
         f"<h1>RLHF with {escape(run.config['recipe'])}</h1><p>{escape(told)}</p>",
         html_table(*table(result)),
         "" if result["before"].get("gold") is None else f'<p class="read">{escape(GOLD)}</p>',
-        card("Training", "One point per update.", _curves(run.metrics()), "training"),
+        card("Training", READ, curves([own], figures.colors([own.recipe])), "training"),
         *(_answers(when, answers) for when in ("before", "after")),
+        f'<p class="read">{escape(READ_ANSWERS)}</p>',
         f"<h2>How this was made</h2><pre>{escape(str(run.versions['command']))}</pre>",
-        f"<pre>{escape(json.dumps(dict(run.config), indent=1))}</pre>",
-        f"<pre>{escape(json.dumps(dict(run.versions), indent=1))}</pre>",
+        settings(run, "Configuration and versions"),
     ]
     file = output or path / "report.html"
     write_atomic(file, page(f"RLHF with {run.config['recipe']}", "".join(body)).encode())
@@ -69,16 +82,25 @@ def _row(when: str, measured: dict[str, Any]) -> list[str]:
     return [f"{when} RL", *(told(name) for name in ("proxy", "gold", "kl", "length")), *shares]
 
 
-def _curves(rows: list[dict[str, Any]]) -> go.Figure:
-    figure = make_subplots(1, len(CURVES), subplot_titles=[title for _, title in CURVES])
-    for i, (key, _) in enumerate(CURVES):
-        points = [(row["update"], row[key]) for row in rows if row.get(key) is not None]
-        x, y = zip(*points, strict=True) if points else ((), ())
-        trace = go.Scatter(x=x, y=y, mode="lines", line={"color": "#0072B2"}, showlegend=False)
-        figure.add_trace(trace, 1, i + 1)
-        figure.update_xaxes(title_text="optimiser step", row=1, col=i + 1)
-    figure.update_layout(height=320, template="plotly_white", margin={"t": 40, "l": 40, "r": 10})
-    return figure
+def record(run: Run) -> Record:
+    """A language run as the figures take it: runs that differ in the seed share a name."""
+    rows = [{**row, "step": row["update"]} for row in run.metrics()]
+    name = re.sub(r"-seed\d+$", "", run.path.resolve().name)
+    return Record(run.path, name, "", run.config, run.versions, run.status, rows)
+
+
+def curves(records: Sequence[Record], color: Mapping[str, str]) -> go.Figure:
+    """Training curves against optimiser steps."""
+    groups = {r.recipe: [s for s in records if s.recipe == r.recipe] for r in records}
+    figure = figures.curves(groups, PANELS, color)
+    return figure.update_xaxes(title_text="optimiser steps", row=2)
+
+
+def settings(run: Run, heading: str) -> str:
+    """Configuration and versions, folded."""
+    facts = {"config": dict(run.config), "versions": dict(run.versions)}
+    told = escape(json.dumps(facts, indent=1))
+    return f"<details><summary>{escape(heading)}</summary><pre>{told}</pre></details>"
 
 
 def _answers(when: str, answers: list[dict[str, Any]]) -> str:
@@ -93,8 +115,9 @@ def _answers(when: str, answers: list[dict[str, Any]]) -> str:
         ]
         for row in own
     ]
-    heads = ["prompt", "answer", "reward model", "gold", "KL"]
-    return f"<h2>Answers {when} RL</h2>{html_table(heads, rows)}"
+    heads = ["prompt", "answer", "reward model", "gold", "log ratio"]
+    told = html_table(heads, rows).replace("<table>", '<table class="answers">')
+    return f"<h2>Answers {when} RL</h2>{told}"
 
 
 def _asked(prompt: Any) -> str:
