@@ -17,7 +17,7 @@ from rgpo.studies import rlhf_front, rlhf_study
 from rgpo.studies.jobs import RESULTS, Cell, missing
 from rgpo.studies.rlhf_cells import ARMS, POINTS, TUNING_SEEDS, RlhfCells, update_kl
 from rgpo.studies.rlhf_front import apart, at_kl, changes, common_levels, end, rows
-from rgpo.studies.rlhf_study import RATES, RlhfStudy
+from rgpo.studies.rlhf_study import FINALISTS, RATES, RlhfStudy
 from rgpo.studies.rlhf_study_report import Report, best_form, conclusion
 
 SPEED = {"ppo-rlhf": 1.0, "grpo": 2.0, "kl-only": 4.0}
@@ -53,39 +53,50 @@ def write(study: RlhfStudy, cells, **changes) -> None:
 def study(tmp_path) -> RlhfStudy:
     """Three arms, whole."""
     made = rlhf_study.study(tmp_path / "out", arms=list(SPEED), seeds=4)
-    for phase in (made.rates, made.strengths, made.reported):
+    for phase in (made.rates, made.strengths, made.finalists, made.reported):
         write(made, phase())
     return made
 
 
-def test_every_arm_is_tuned_with_as_many_trials_on_seeds_that_are_not_reported(tmp_path):
+def test_every_arm_is_tuned_with_as_many_runs_on_seeds_that_are_not_reported(tmp_path):
     study = rlhf_study.study(tmp_path)
-    trials = study.rates()
-    write(study, trials)
-    others = study.strengths()
-    write(study, others)
-    count = Counter(cell.arm.partition(":")[0] for cell in trials + others)
-    assert count == dict.fromkeys(ARMS, len(TUNING_SEEDS) * (len(RATES) + 2))
+    tuning = []
+    for phase in (study.rates, study.strengths, study.finalists):
+        cells = phase()
+        write(study, cells)
+        tuning.append(cells)
+    count = Counter(cell.arm.partition(":")[0] for cells in tuning for cell in cells)
+    assert count == dict.fromkeys(ARMS, len(RATES) + 2 + FINALISTS)
+    assert {c.learning_rate for c in tuning[1]} == {RATES[1]}
+    assert {c.seed for c in tuning[0] + tuning[1]} == {TUNING_SEEDS[0]}
+    assert {c.seed for c in tuning[2]} == {TUNING_SEEDS[1]}
     reported = study.reported()
     assert Counter(c.arm.partition(":")[0] for c in reported) == dict.fromkeys(ARMS, 5)
-    assert not {c.seed for c in trials + others} & {c.seed for c in reported}
-    assert {c.learning_rate for c in others} == {RATES[1]}
+    assert not {c.seed for c in reported} & set(TUNING_SEEDS)
 
 
-def test_the_trial_with_the_most_gold_is_reported(study):
+def test_the_finalist_with_the_most_gold_over_both_seeds_is_reported(study, tmp_path):
     assert study.chosen() == {arm: (ARMS[arm].strengths[1], RATES[1]) for arm in SPEED}
     assert {c.arm for c in study.reported()} == {f"{a}:{ARMS[a].strengths[1]}" for a in SPEED}
+    other = rlhf_study.study(tmp_path / "other", arms=["grpo"])
+    write(other, [*other.rates()])
+    write(other, other.strengths())
+    first, second = other.finalists()
+    write(other, [first], final_return=-9.0)  # it was luck
+    write(other, [second])
+    assert other.chosen()["grpo"] == (second.arm.partition(":")[2], second.learning_rate)
 
 
 def test_an_interrupted_study_continues_with_what_is_missing(tmp_path):
     study = rlhf_study.study(tmp_path, arms=["grpo"], seeds=3)
-    assert study.planned() == {"tune": 6, "report": 3}
+    assert study.planned() == {"tune": 8, "report": 3}
     assert study.seconds(1) > rlhf_study.SECONDS["base"]
     write(study, study.rates()[:3])
-    assert study.planned() == {"tune": 3, "report": 3}
+    assert study.planned() == {"tune": 5, "report": 3}
     assert [c.learning_rate for c in missing(study.rates(), tmp_path)] == [RATES[3]]
     write(study, study.rates()[3:])
     write(study, study.strengths())
+    write(study, study.finalists())
     write(study, study.reported()[:2])
     assert study.planned() == {"tune": 0, "report": 1}
     assert [c.seed for c in missing(study.reported(), tmp_path)] == [2]

@@ -1,13 +1,14 @@
 """Which method of RLHF gets how much reward at which KL to the reference, from as many samples.
 
 One base, made by the stages of `rgpo rlhf` before RL; from it every arm of `rlhf_cells.ARMS` learns
-with the same number of answers. Every arm has the same six trials of tuning, on seeds that are not
+with the same number of answers. Every arm has the same eight runs of tuning, on seeds that are not
 reported, and is judged by the gold reward at the end, the only one that over-optimisation cannot
 raise:
 
     rates      four learning rates, at the arm's default strength
     strengths  two more strengths, at the best of them
-    report     the best, on fresh seeds, evaluated along the way
+    finalists  the best two of these six trials, on a second seed
+    report     the better one, on fresh seeds, evaluated along the way
 """
 
 import os
@@ -22,9 +23,9 @@ from rgpo.errors import RgpoError
 from rgpo.language.rlhf import RlhfConfig, opened, prepared
 from rgpo.language.sample import load_policy
 from rgpo.language.stages import Watch as StageWatch
-from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_phases
+from rgpo.studies.jobs import Cell, Result, Watch, read_results, run_phases
 from rgpo.studies.rlhf_cells import ARMS, BETAS, POINTS, TASK, TUNING_SEEDS, RlhfCells, evaluated
-from rgpo.studies.tuning import best
+from rgpo.studies.tuning import score
 
 SETTINGS = RlhfConfig(
     model=TASK, pairs=1000, reward_steps=150, batch=16, group=4, epochs=2, minibatches=2,
@@ -37,11 +38,18 @@ gold reward."""
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 """Learning rates that every arm is tuned over."""
 
+FINALISTS = 2
+"""Trials of each arm that get the second tuning seed."""
+
 REFERENCE_SAMPLES = 64
 """Answers to each held-out prompt that measure the policy before RL, the zero of all rewards."""
 
 SECONDS = {"base": 30.0, "update": 0.35, "evaluation": 0.8}
 """CPU-seconds on a busy machine, before there are measured ones."""
+
+
+Trial = tuple[str, float]
+"""Strength and learning rate."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +68,24 @@ class RlhfStudy:
 
     def rates(self) -> list[Cell]:
         """Every arm at every learning rate."""
-        grid = product(self.arms, TUNING_SEEDS, RATES)
-        return [_cell(arm, ARMS[arm].strengths[0], seed, rate) for arm, seed, rate in grid]
+        grid = product(self.arms, RATES)
+        return [_cell(arm, ARMS[arm].strengths[0], TUNING_SEEDS[0], rate) for arm, rate in grid]
 
     def strengths(self) -> list[Cell]:
         """Every arm at its learning rate with its other strengths."""
-        chosen = self.best_rates()
+        chosen = {arm: self._ranked(arm, ARMS[arm].strengths[:1])[0][1] for arm in self.arms}
         return [
-            _cell(arm, strength, seed, chosen[arm])
-            for arm, seed in product(self.arms, TUNING_SEEDS)
+            _cell(arm, strength, TUNING_SEEDS[0], chosen[arm])
+            for arm in self.arms
             for strength in ARMS[arm].strengths[1:]
+        ]
+
+    def finalists(self) -> list[Cell]:
+        """The best trials of every arm once more."""
+        return [
+            _cell(arm, strength, TUNING_SEEDS[1], rate)
+            for arm in self.arms
+            for strength, rate in self._ranked(arm, ARMS[arm].strengths)[:FINALISTS]
         ]
 
     def reported(self) -> list[Cell]:
@@ -78,18 +94,28 @@ class RlhfStudy:
         grid = product(self.seeds, self.arms)
         return [_cell(arm, chosen[arm][0], seed, chosen[arm][1]) for seed, arm in grid]
 
-    def best_rates(self) -> dict[str, float]:
-        """The learning rate with the highest gold reward at the default strength."""
-        tuned = [r for r in self.tuned() if _strength(r) == ARMS[_name(r)].strengths[0]]
-        return best(tuned, _name, lambda r: float(r["learning_rate"]))
+    def trials(self, arm: str) -> dict[Trial, list[float]]:
+        """Gold rewards of an arm's trials at their end, one per tuning seed that is done."""
+        found: dict[Trial, list[float]] = {}
+        for result in self._results():
+            if _name(result) == arm and result["seed"] in TUNING_SEEDS:
+                trial = _strength(result), float(result["learning_rate"])
+                found.setdefault(trial, []).append(score(result))
+        return found
 
-    def chosen(self) -> dict[str, tuple[str, float]]:
-        """Strength and learning rate of every arm: the trial with the highest gold reward."""
-        return best(self.tuned(), _name, lambda r: (_strength(r), float(r["learning_rate"])))
+    def chosen(self) -> dict[str, Trial]:
+        """The trial of every arm with the highest mean, of those with the most seeds."""
+        every = {arm: self.trials(arm) for arm in self.arms}
+        return {
+            arm: max(trials, key=lambda t: (len(trials[t]), np.mean(trials[t])))
+            for arm, trials in every.items()
+            if trials
+        }
 
-    def tuned(self) -> list[Result]:
-        """Trials that are done."""
-        return [r for r in self._results() if r["seed"] in TUNING_SEEDS]
+    def _ranked(self, arm: str, strengths: Sequence[str]) -> list[Trial]:
+        """Trials of these strengths by their first seed, the best one first."""
+        trials = {t: scores for t, scores in self.trials(arm).items() if t[0] in strengths}
+        return sorted(trials, key=lambda t: -trials[t][0])
 
     def runs(self) -> dict[str, list[Result]]:
         """Reported runs by arm, of arms that have some."""
@@ -97,8 +123,8 @@ class RlhfStudy:
         found: dict[str, list[Result]] = {arm: [] for arm in self.arms}
         for result in self._results():
             arm = _name(result)
-            is_chosen = chosen[arm] == (_strength(result), result["learning_rate"])
-            if is_chosen and result["seed"] in self.seeds:
+            trial = _strength(result), float(result["learning_rate"])
+            if chosen.get(arm) == trial and result["seed"] in self.seeds:
                 found[arm].append(result)
         return {arm: sorted(rs, key=lambda r: r["seed"]) for arm, rs in found.items() if rs}
 
@@ -109,7 +135,12 @@ class RlhfStudy:
         workers: int | None = None,
     ) -> None:
         """All phases, from where they stand."""
-        phases = (("rates", self.rates), ("strengths", self.strengths), ("report", self.reported))
+        phases = (
+            ("rates", self.rates),
+            ("strengths", self.strengths),
+            ("finalists", self.finalists),
+            ("report", self.reported),
+        )
         run_phases(phases, trains, self.directory, workers=workers, watch=watch)
 
     def trains(self, tell: StageWatch) -> RlhfCells:
@@ -127,15 +158,14 @@ class RlhfStudy:
         return RlhfCells(base, self.config, reference)
 
     def planned(self) -> dict[str, int]:
-        """Runs that are still missing, by phase; later phases as if nothing of them was done."""
-        tuning = len(self.arms) * len(TUNING_SEEDS) * (len(RATES) + len(BETAS) - 1)
-        report = len(self.arms) * len(self.seeds)
-        left = len(missing(self.rates(), self.directory))
-        if left or not self.tuned():
-            return {"tune": tuning - len(self.tuned()), "report": report}
-        left = len(missing(self.strengths(), self.directory))
-        done = sum(map(len, self.runs().values()))
-        return {"tune": left, "report": report - done}
+        """Runs that are still missing, to tune and to report."""
+        trials = len(RATES) + len(BETAS) - 1 + FINALISTS
+        done = sum(len(scores) for arm in self.arms for scores in self.trials(arm).values())
+        shown = sum(map(len, self.runs().values()))
+        return {
+            "tune": len(self.arms) * trials - done,
+            "report": len(self.arms) * len(self.seeds) - shown,
+        }
 
     def seconds(self, workers: int | None = None) -> float:
         """Time of what is still missing, from that of the runs already done."""

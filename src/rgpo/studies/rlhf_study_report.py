@@ -33,9 +33,8 @@ from rgpo.studies.rlhf_front import (
     spread,
     trajectory,
 )
-from rgpo.studies.rlhf_study import RATES, RlhfStudy
+from rgpo.studies.rlhf_study import FINALISTS, RATES, RlhfStudy
 from rgpo.studies.text import chance, html_table, markdown_table, percent, scored, short
-from rgpo.studies.tuning import score
 
 Table = tuple[str, str, list[str], list[list[str]]]
 """Title, how to read it, headings, rows."""
@@ -299,26 +298,22 @@ def _change(change: Change | None) -> str:
 
 
 def _tuning_table(study: RlhfStudy) -> Table:
-    trials: dict[str, dict[tuple[str, float], list[float]]] = {}
-    for result in study.tuned():
-        arm, _, strength = result["arm"].partition(":")
-        by_trial = trials.setdefault(arm, {})
-        by_trial.setdefault((strength, result["learning_rate"]), []).append(score(result))
     chosen, lines = study.chosen(), []
-    for arm, by_trial in trials.items():
-        default = ARMS[arm].strengths[0]
-        others = [key for key in by_trial if key[0] != default]
-        line = [arm, default]
-        for key in [*((default, rate) for rate in RATES), *others]:
-            told = "-" if key not in by_trial else f"{np.mean(by_trial[key]):.2f}"
-            told = told if key[0] == default else f"{key[0]}: {told}"
-            line.append(f"*{told}*" if key == chosen[arm] else told)
+    for arm in chosen:
+        trials, default = study.trials(arm), ARMS[arm].strengths[0]
+        told = {
+            trial: f"{np.mean(scores):.2f}" + (f" (n = {len(scores)})" if len(scores) > 1 else "")
+            for trial, scores in trials.items()
+        }
+        told[chosen[arm]] = f"*{told[chosen[arm]]}*"
+        others = [f"{trial[0]}: {told[trial]}" for trial in told if trial[0] != default]
+        line = [arm, default, *(told.get((default, rate), "-") for rate in RATES), *others]
         lines.append(line + [""] * (4 + len(RATES) - len(line)))
     heads = ["arm", "default", *(f"{rate:g}" for rate in RATES), "other strengths", ""]
     read = (
-        f"Mean gold reward at the end over seeds {', '.join(map(str, TUNING_SEEDS))}, which are "
-        "not reported: four learning rates at the default strength, then two more strengths at "
-        "the best of them. *Chosen*."
+        f"Gold reward at the end with seed {TUNING_SEEDS[0]}: four learning rates at the default "
+        f"strength, then two more strengths at the best of them; the best {FINALISTS} of these "
+        f"once more, with seed {TUNING_SEEDS[1]} (n = 2, means). *Chosen*. Neither is reported."
     )
     return "Tuning", read, heads, lines
 
@@ -331,7 +326,7 @@ def setting(config: RlhfConfig) -> str:
         f"Model {config.model}, one reward model from {config.pairs} preference pairs of the "
         f"policy's own answers, labelled by the gold scorer; from there every run has "
         f"{config.updates} updates with {config.epochs} passes over {batch} "
-        f"answers, {answers} in all. Every arm had six trials of tuning with a seed that is not "
+        f"answers, {answers} in all. Every arm had eight runs of tuning on seeds that are not "
         "shown, judged by gold reward."
     )
 

@@ -11,7 +11,6 @@ RATES = (1e-4, 3e-4, 1e-3)
 """Learning rates that every arm is tuned over."""
 
 Key = TypeVar("Key", bound=Hashable)
-Choice = TypeVar("Choice", bound=Hashable)
 
 
 def score(result: Result) -> float:
@@ -20,22 +19,13 @@ def score(result: Result) -> float:
     return -np.inf if value is None else float(value)
 
 
-def best(
-    results: Iterable[Result],
-    key: Callable[[Result], Key],
-    choice: Callable[[Result], Choice],
-) -> dict[Key, Choice]:
-    """The choice with the best mean score, for every key of the results."""
-    found: dict[Key, dict[Choice, list[float]]] = {}
-    for result in results:
-        by_choice = found.setdefault(key(result), {})
-        by_choice.setdefault(choice(result), []).append(score(result))
-    return {
-        name: max(by_choice, key=lambda one: float(np.mean(by_choice[one])))
-        for name, by_choice in found.items()
-    }
-
-
 def best_rates(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, float]:
     """The learning rate with the best mean score, for every key of the results."""
-    return best(results, key, lambda result: float(result["learning_rate"]))
+    found: dict[Key, dict[float, list[float]]] = {}
+    for result in results:
+        by_rate = found.setdefault(key(result), {})
+        by_rate.setdefault(result["learning_rate"], []).append(score(result))
+    return {
+        name: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
+        for name, by_rate in found.items()
+    }
