@@ -169,7 +169,13 @@ def test_a_form_of_the_gate_is_preferred_only_where_it_is_better_than_both_other
 def test_the_report_has_every_table_and_front(study):
     report = Report.of(study)
     text = report.markdown("rgpo study rlhf")
-    for title in ("At the end", "On the way", "At equal KL", "The paper's percentages", "Tuning"):
+    for title in (
+        "At the end",
+        "On the way",
+        "Gold reward at equal KL",
+        "The paper's percentages",
+        "Tuning",
+    ):
         assert f"\n## {title}" in text
     assert "| the paper | +14.8% |" in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("| ppo-rlhf")]

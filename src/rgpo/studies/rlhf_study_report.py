@@ -14,7 +14,7 @@ from rgpo.language.rlhf import RlhfConfig
 from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, legend, page
-from rgpo.runs.statistics import Change, Curve, rank_test
+from rgpo.runs.statistics import Change, Curve, Summary, rank_test
 from rgpo.studies.rlhf_cells import ARMS, TUNING_SEEDS
 from rgpo.studies.rlhf_front import (
     BASELINES,
@@ -34,7 +34,7 @@ from rgpo.studies.rlhf_front import (
     trajectory,
 )
 from rgpo.studies.rlhf_study import FINALISTS, RATES, RlhfStudy
-from rgpo.studies.text import chance, html_table, markdown_table, percent, scored, short
+from rgpo.studies.text import chance, html_table, markdown_table, percent, short
 
 Table = tuple[str, str, list[str], list[list[str]]]
 """Title, how to read it, headings, rows."""
@@ -69,7 +69,7 @@ class Report:
         tables = [
             _end_table(table, study.chosen()),
             _way_table(table),
-            _level_table(runs),
+            *(_level_table(runs, name) for name in REWARDS),
             _change_table(runs),
             _tuning_table(study),
         ]
@@ -136,7 +136,7 @@ def best_form(runs: Runs) -> tuple[str | None, str]:
                 form,
                 f"Form of the dual gate: {form} ends with more gold reward than the others.",
             )
-    told = ", ".join(f"{form} {scored(spread(gold[form]))}" for form in FORMS)
+    told = ", ".join(f"{form} {_two(spread(gold[form]))}" for form in FORMS)
     return FORMS[0], (
         f"Form of the dual gate: beside a KL term no form is distinguishable from the others in "
         f"gold reward ({told}); {FORMS[0]} is the simplest."
@@ -217,7 +217,7 @@ def _end_table(table: Sequence[Row], chosen: dict[str, tuple[str, float]]) -> Ta
             row.arm,
             f"{chosen[row.arm][0]}, {chosen[row.arm][1]:g}",
             str(row.runs) + (f" ({row.failed} broke down)" if row.failed else ""),
-            *(scored(row.ends[name]) for name in ("gold", "proxy", "kl")),
+            *(_two(row.ends[name]) for name in ("gold", "proxy", "kl")),
             *(chance(row.better.get(baseline)) for baseline in BASELINES),
         ]
         for row in table
@@ -238,7 +238,7 @@ def _way_table(table: Sequence[Row]) -> Table:
     lines = [
         [
             row.arm,
-            *(scored(row.second_half[name]) for name in REWARDS),
+            *(_two(row.second_half[name]) for name in REWARDS),
             *(short(row.ends[name].mean) for name in ("length", "entropy")),
             percent(row.ends["cut"].mean),
             short(row.ends["update_kl"].mean),
@@ -255,19 +255,24 @@ def _way_table(table: Sequence[Row]) -> Table:
     return "On the way", read, heads, lines
 
 
-def _level_table(runs: Runs) -> Table:
-    reached = [level for level in LEVELS if any(all_at_kl(r, "gold", level) for r in runs.values())]
-    heads = ["arm", *(f"{name} at {level:g}" for name in REWARDS for level in reached)]
+def _level_table(runs: Runs, name: str) -> Table:
+    reached = [level for level in LEVELS if any(all_at_kl(r, name, level) for r in runs.values())]
+    heads = ["arm", *(f"at {level:g}" for level in reached)]
     lines = []
     for arm, results in runs.items():
-        found = [all_at_kl(results, name, level) for name in REWARDS for level in reached]
-        lines.append([arm, *("-" if x is None else scored(spread(x)) for x in found)])
+        found = [all_at_kl(results, name, level) for level in reached]
+        lines.append([arm, *("-" if x is None else _two(spread(x)) for x in found)])
     read = (
         "Gains where a run first reaches a KL to the reference, by linear interpolation between "
         "two evaluations, the first of which may be the policy before RL: the lower the level, the "
         "less exact. A dash where not every run of the arm reaches it."
     )
-    return "At equal KL", read, heads, lines
+    return f"{_upper(WORDS[name])} at equal KL", read, heads, lines
+
+
+def _two(summary: Summary) -> str:
+    """IQM [low, high] with two decimals, so that rewards line up."""
+    return f"{summary.iqm:.2f} [{summary.iqm_low:.2f}, {summary.iqm_high:.2f}]"
 
 
 def _change_table(runs: Runs) -> Table:
