@@ -97,8 +97,11 @@ def test_waves_follow_each_other_and_what_the_fast_learner_lacks_is_spread_over_
     assert seen == [(0, update) for update in (1, 2, 3, 4)]
     assert [c.recipe for c in planned.started] == ["rgpo"]
     assert report(planned).exists()
-    assert run(Plan.load(tmp_path / "study"), watch) == ["finished", "finished"]
-    assert seen[4:] == [(1, update) for update in (1, 2, 3, 4)]
+    again = []
+    resumed = run(Plan.load(tmp_path / "study"), lambda *event: again.append(event))
+    assert resumed == ["finished", "finished"]
+    assert [event[:2] for event in again] == [(0, 4)] + [(1, update) for update in (1, 2, 3, 4)]
+    assert again[0][3][0]["update"] == 4  # a progress display counts what was finished before
     for config in planned.configs:
         assert Run.open(planned.path(config)).config["learner_used"] == "PlainLearner"
 

@@ -311,14 +311,24 @@ def _train_group(comparison: Plan, index: int, tell: session.Progress) -> None:
     paths = [comparison.path(config) for config in group]
     states = [_state(path) for path in paths]
     open_runs = [i for i, state in enumerate(states) if state not in ("finished", "failed")]
-    if not open_runs:
+    if not open_runs:  # what a person sees counts them too
+        updates = group[0].updates
+        tell(updates, updates, [(Run.open(path).metrics() or [{}])[-1] for path in paths])
         return
+
+    def placed(update: int, total: int, rows: Rows) -> None:
+        """Each run's row where the group has the run; nothing for those that have ended."""
+        found: Rows = [{} for _ in group]
+        for i, row in zip(open_runs, rows, strict=True):
+            found[i] = row
+        tell(update, total, found)
+
     if all(states[i] == "resumable" for i in open_runs):
-        session.resume([paths[i] for i in open_runs], tell)
+        session.resume([paths[i] for i in open_runs], placed)
         return
     for i in open_runs:  # killed before all of them had a checkpoint: nothing worth keeping
         shutil.rmtree(paths[i], ignore_errors=True)
-    session.start([group[i] for i in open_runs], [paths[i] for i in open_runs], tell)
+    session.start([group[i] for i in open_runs], [paths[i] for i in open_runs], placed)
 
 
 def _state(path: Path) -> str:
