@@ -56,6 +56,8 @@ class Panel:
     """Whether the axis is logarithmic; values that are not positive are then left out."""
     combine: Callable[[list[float]], float] = field(default=np.mean)
     """How several updates become one point of a long run: the worst must not be averaged away."""
+    shown: tuple[float, float] | None = None
+    """The part of the axis that says something; zooming out shows the rest."""
 
 
 RETURN = (Panel("return", "return of training episodes"),)
@@ -72,7 +74,7 @@ TRUST = (
 )
 LEARNING = (
     Panel("entropy", "entropy"),
-    Panel("explained_variance", "explained variance"),
+    Panel("explained_variance", "explained variance", shown=(-1, 1)),
     Panel("gradient_norm", "gradient norm", log=True, combine=max),
 )
 CERTIFICATE = (
@@ -81,7 +83,7 @@ CERTIFICATE = (
     Panel("certificate_gate", "what the gate gives up"),
     Panel("certificate_shift", "shift of the states", log=True, combine=max),
     Panel("certificate_interval", "confidence interval", log=True, combine=max),
-    Panel("accepted_step", "share of the step that was kept", combine=min),
+    Panel("accepted_step", "share of the step that was kept", combine=min, shown=(0, 1)),
 )
 PATHWISE = (
     Panel("ratio_kept", "share of samples kept"),
@@ -128,6 +130,10 @@ def curves(groups: Groups, panels: Sequence[Panel], color: Mapping[str, str]) ->
         figure.add_traces(traces, rows=row, cols=column)
         if panel.log:
             figure.update_yaxes(**_log_axis([trace.y for trace in traces]), row=row, col=column)
+        if panel.shown is not None:
+            low, high = panel.shown
+            margin = 0.05 * (high - low)
+            figure.update_yaxes(range=[low - margin, high + margin], row=row, col=column)
         if not traces:
             _say_empty(figure, index + 1)
     figure.update_xaxes(title_text="environment steps", row=rows)
@@ -306,7 +312,7 @@ def _log_axis(lines: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     decades = np.nanmax(values) - np.nanmin(values)
     return {
         "type": "log",
-        "tickformat": ".3~g",
+        "tickformat": ".3~r",
         "nticks": 6,
         "dtick": "D2" if 0.8 < decades < 3 else None,
     }
