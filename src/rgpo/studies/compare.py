@@ -276,6 +276,8 @@ def _attend(
             continue
         if kind == "progress" and watch is not None:
             watch(index, *rest)
+        elif kind == "warning":
+            warnings.warn(rest[0], stacklevel=3)
         elif kind == "error":
             errors.append(rest[0])
         elif kind == "end":
@@ -293,6 +295,10 @@ def _worker(comparison: Plan, index: int, events: "Queue[Any]", stop: Event) -> 
         if stop.is_set() or not parent.is_alive():  # alone it would race a resumed comparison
             signal.raise_signal(signal.SIGINT)
 
+    def warn(message: Warning | str, *_: Any) -> None:
+        events.put(("warning", index, str(message)))
+
+    warnings.showwarning = warn
     try:
         _train_group(comparison, index, tell)
     except RgpoError as error:

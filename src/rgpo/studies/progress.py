@@ -63,7 +63,7 @@ class _Display:
             self.said = fraction
             seconds = time.perf_counter() - self.started
             told = f"{fraction:4.0%}  {_clock(seconds)}{self._left(fraction)}  {note}"
-            self.console.print(told, highlight=False)
+            self.console.print(told, highlight=False, soft_wrap=True)
         if self.first_shown is None:
             self.first_shown = time.perf_counter(), fraction
 
