@@ -262,36 +262,47 @@ def _line(study: Differentiable, arm: str, runs: list[Result]) -> list[str]:
     ]
 
 
-CONTRASTS: dict[str, tuple[str, str]] = {
-    "reuse: 5 epochs against 1 (mask, KL)": ("5 mask kl", "shac"),
-    "more reuse: 10 epochs against 5 (mask, KL)": ("10 mask kl", "5 mask kl"),
-    "KL on against off (10 epochs, ratio alone)": ("10 ratio kl", "10 ratio"),
-    "KL on against off (10 epochs, mask)": ("10 mask kl", "10 mask"),
-    "mask against ratio alone (10 epochs, no KL)": ("10 mask", "10 ratio"),
-    "mask against ratio alone (10 epochs, KL)": ("10 mask kl", "10 ratio kl"),
-    "narrow mask against mask (10 epochs, KL)": ("10 narrow mask kl", "10 mask kl"),
-    "narrow mask against mask (10 epochs, no KL)": ("10 narrow mask", "10 mask"),
-    "RGPO gate against mask (10 epochs, KL)": ("10 gate kl", "10 mask kl"),
-    "GIPO against mask (10 epochs, KL)": ("10 gipo kl", "10 mask kl"),
-    "RGPO gate against mask (10 epochs, no KL)": ("10 gate", "10 mask"),
-    "simulator's gradient against PPO": ("5 mask kl", "ppo"),
-    "simulator's gradient against RGPO": ("5 mask kl", "rgpo"),
+def _with_and_without_kl(*epochs: int) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{m} {weight} kl", f"{m} {weight}") for m in epochs for weight in WEIGHTS)
+
+
+CONTRASTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "reuse: 5 epochs against 1 (mask, KL)": (("5 mask kl", "shac"),),
+    "more reuse: 10 epochs against 5 (mask, KL)": (("10 mask kl", "5 mask kl"),),
+    "KL on against off (10 epochs, every weight)": _with_and_without_kl(10),
+    "KL on against off (10 epochs, ratio alone)": (("10 ratio kl", "10 ratio"),),
+    "KL on against off (10 epochs, mask)": (("10 mask kl", "10 mask"),),
+    "mask against ratio alone (10 epochs, no KL)": (("10 mask", "10 ratio"),),
+    "mask against ratio alone (10 epochs, KL)": (("10 mask kl", "10 ratio kl"),),
+    "narrow mask against mask (10 epochs, KL)": (("10 narrow mask kl", "10 mask kl"),),
+    "narrow mask against mask (10 epochs, no KL)": (("10 narrow mask", "10 mask"),),
+    "RGPO gate against mask (10 epochs, KL)": (("10 gate kl", "10 mask kl"),),
+    "GIPO against mask (10 epochs, KL)": (("10 gipo kl", "10 mask kl"),),
+    "RGPO gate against mask (10 epochs, no KL)": (("10 gate", "10 mask"),),
+    "simulator's gradient against PPO": (("5 mask kl", "ppo"),),
+    "simulator's gradient against RGPO": (("5 mask kl", "rgpo"),),
 }
 """What each part contributes: pairs of arms that differ in it alone."""
-
 
 NEVER = 1e12
 """Steps of a run that fell short: later than any budget."""
 
 
-def contrasts(study: Differentiable, task: str) -> dict[str, tuple[Improvement, Improvement]]:
-    """P(a run of the first arm reaches the return sooner), P(it ends higher); ties half."""
+def contrasts(
+    study: Differentiable, tasks: Sequence[str]
+) -> dict[str, tuple[Improvement, Improvement]]:
+    """P(a run of the first arm reaches the return sooner), P(it ends higher); ties half.
+
+    Pairs of runs of one task; tasks and pairs of arms count alike.
+    """
     found = {}
-    for name, pair in CONTRASTS.items():
-        first, second = (_scores(study, task, arm) for arm in pair)
-        if len(first) and len(second):
+    for name, pairs in CONTRASTS.items():
+        strata = [[_scores(study, t, arm) for arm in pair] for t in tasks for pair in pairs]
+        runs = min(len(scores) for pair in strata for scores in pair)
+        if runs:
+            sides = [np.stack([pair[k][:runs] for pair in strata], axis=1) for k in range(2)]
             sooner, higher = (
-                probability_of_improvement(first[:, i], second[:, i]) for i in range(2)
+                probability_of_improvement(*(side[..., i] for side in sides)) for i in range(2)
             )
             found[name] = (sooner, higher)
     return found
@@ -316,18 +327,23 @@ def markdown(study: Differentiable, command: str) -> str:
     for task in study.tasks:
         header, *lines = table(study, task)
         parts.append(f"### {task}, return {THRESHOLDS[task]:g}\n")
-        parts.append(markdown_table(header, lines) + "\n")
-        rows = [[name, *map(_told, pair)] for name, pair in contrasts(study, task).items()]
-        parts.append(markdown_table(["first against second", "sooner", "ends higher"], rows))
+        parts += [markdown_table(header, lines) + "\n", _contrast_table(study, [task]) + "\n"]
+    if len(study.tasks) > 1:
+        parts += ["### All tasks\n", _contrast_table(study, study.tasks)]
     return "\n".join(parts) + "\n"
 
 
+def _contrast_table(study: Differentiable, tasks: Sequence[str]) -> str:
+    rows = [[name, *map(_told, pair)] for name, pair in contrasts(study, tasks).items()]
+    return markdown_table(["first against second", "sooner", "ends higher"], rows)
+
+
 def sentences(study: Differentiable) -> list[str]:
-    """One per task and contrast."""
+    """One per contrast, over all tasks."""
+    found = contrasts(study, study.tasks)
     return [
-        f"{task}, {name}: sooner {_told(sooner)}, ends higher {_told(higher)}"
-        for task in study.tasks
-        for name, (sooner, higher) in contrasts(study, task).items()
+        f"{name}: sooner {_told(sooner)}, ends higher {_told(higher)}"
+        for name, (sooner, higher) in found.items()
     ]
 
 
