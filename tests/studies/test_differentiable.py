@@ -102,3 +102,13 @@ def test_a_tiny_study_from_the_command_line_and_again(tmp_path, monkeypatch, cap
     assert [r["status"] for r in read_results(tmp_path / "out")] == ["finished"] * 4
     assert len({r["final_return"] for r in read_results(tmp_path / "out")}) == 4
     assert "0 of 2" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_runs_that_were_stopped_give_no_result(tmp_path, monkeypatch):
+    def stopped(configs, paths):
+        return ["interrupted"] * len(configs)
+
+    monkeypatch.setattr(study.reparam_session, "start", stopped)
+    cells = [Cell("rgpo/Pendulum", "shac", 0, seed, 5e-3) for seed in range(2)]
+    with pytest.raises(RgpoError, match="shac on rgpo/Pendulum was stopped"):
+        study.train(cells, directory=tmp_path, steps=512)

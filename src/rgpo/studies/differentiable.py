@@ -109,10 +109,13 @@ def train(cells: Sequence[Cell], *, directory: Path, steps: int | None) -> list[
         shutil.rmtree(paths[-1], ignore_errors=True)  # of a study that was killed
     sessions: Any = score_session if arm in SCORE_FUNCTION else reparam_session
     try:
-        sessions.start([config_of(cell, steps or STEPS[task]) for cell in cells], paths)
+        statuses = sessions.start([config_of(cell, steps or STEPS[task]) for cell in cells], paths)
     except RgpoError:
         if not all((path / "status.json").exists() for path in paths):
             raise
+    else:
+        if "interrupted" in statuses:  # a signal to this process alone
+            raise RgpoError(f"{arm} on {task} was stopped: the same command begins it again")
     return [
         vars(cell) | measured(Run.open(path), THRESHOLDS[task])
         for cell, path in zip(cells, paths, strict=True)
