@@ -105,7 +105,7 @@ def test_a_tiny_study_from_the_command_line_and_again(tmp_path, monkeypatch, cap
 
 
 def test_runs_that_were_stopped_give_no_result(tmp_path, monkeypatch):
-    def stopped(configs, paths):
+    def stopped(configs, _):
         return ["interrupted"] * len(configs)
 
     monkeypatch.setattr(study.reparam_session, "start", stopped)
