@@ -49,8 +49,8 @@ TEMPLATE = (
 class RlhfConfig:
     """A run of `rgpo rlhf`; what is None depends on the model (`PRESETS`)."""
 
-    recipe: str = "rgpo-dual-product"
-    """Objective by name; `rgpo objectives` lists them."""
+    recipe: str = "rgpo-dual-geometric"
+    """Objective by name; `rgpo objectives` lists them. The default: docs/rlhf-study.md."""
 
     recipe_options: str = ""
     """Its hyper-parameters as JSON, such as '{"sharpness": 4}'."""
