@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 
 import pytest
@@ -140,6 +141,33 @@ def test_report_and_eval_know_the_run(whole, tmp_path, capsys):
     assert "on 32 answers to held-out prompts" in out
     assert f"after RL  {result['after']['proxy']['mean']:.2f}" in " ".join(out.split(" "))
     assert gold in out
+
+
+def test_a_disk_that_is_full_at_the_reward_model_loses_nothing(whole, tmp_path):
+    path, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    for stage in ("policy", "preferences"):
+        shutil.copytree(whole[0] / stage, path / stage)
+    for name in ("versions.json", "config.json"):
+        shutil.copy(whole[0] / name, path)
+
+    def fill(stage, *_):
+        if stage == "reward":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    try:
+        with pytest.raises(RgpoError, match="free some space"):
+            run(path, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def stop(stage, *_):
+        if stage == "trained":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(path, stop)
+    made = json.loads((path / "reward" / "done.json").read_text())
+    assert made["accuracy"] == whole[1]["reward_accuracy"]
 
 
 def judged(count=160, seed=0, label=None):

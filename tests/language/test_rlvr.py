@@ -72,6 +72,20 @@ def test_a_run_measures_every_update_and_ends_with_its_accuracies(whole):
     assert load_policy(path / "trained").sample(["abc="], 3)[0].text is not None
 
 
+def test_the_warm_start_ends_at_its_target(tmp_path, monkeypatch):
+    monkeypatch.setenv("RGPO_CACHE", str(tmp_path / "cache"))
+    told = []
+
+    def watch(stage, fraction, _):
+        told.append(fraction)
+        if stage == "before":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rlvr.run(RlvrConfig(**SMALL | {"warm_target": 0.0}), tmp_path / "run", watch)
+    assert max(fraction for fraction in told if fraction < 1) == 5 / 24
+
+
 def test_an_interrupted_run_continues_to_the_same_numbers(whole, tmp_path):
     path = tmp_path / "run"
 

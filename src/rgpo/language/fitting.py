@@ -1,10 +1,12 @@
 """What the jobs have in common: TRL's trainers with the settings of a job, and what they leave."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
@@ -12,8 +14,12 @@ from trl import SFTConfig, SFTTrainer
 from rgpo.errors import RgpoError
 from rgpo.language import refuse
 from rgpo.language.config import RecipeConfig, fit_machine
+from rgpo.language.sample import Policy, Prompt
 from rgpo.language.stages import parsed
 from rgpo.language.trainer import RecipeTrainer
+
+LARGE = 500_000_000
+"""Parameters that no CPU trains in a day."""
 
 
 @dataclass
@@ -111,6 +117,23 @@ def refuse_early(config: Any) -> None:
     args = online(config, Path("unused"))
     refuse.resolve(args)
     refuse.bad_settings(args, None, tools=False)
+
+
+def refuse_misfit(policy: Policy, prompts: Sequence[Prompt], length: int, *, cpu: bool) -> None:
+    """RgpoError for prompts that leave no room in the model's window, and for a missing GPU."""
+    name, size = policy.model.config._name_or_path, policy.model.num_parameters()  # noqa: SLF001
+    if size > LARGE and not cpu and not torch.cuda.is_available():
+        raise RgpoError(
+            f"{name!r} has {size / 1e9:.1f} billion parameters and there is no GPU: use a machine "
+            "with one, a smaller model, or --cpu True if you have days"
+        )
+    window = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(ids) for ids in policy.prompt_ids(prompts))
+    if window is not None and longest + length > window:
+        raise RgpoError(
+            f"the longest prompt has {longest} tokens and answers may have {length}, but the "
+            f"window of {name!r} is {window}: leave out long prompts or lower --max-tokens"
+        )
 
 
 def adapters(rank: int) -> LoraConfig | None:

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset
 
 from rgpo.errors import RgpoError
-from rgpo.language.reward_model import check_pairs
+from rgpo.language.reward_model import check_pairs, is_empty
 from rgpo.language.sample import Prompt
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -128,7 +128,8 @@ def _without_bad(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without pairs that are empty, equal or repeated."""
     good: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["chosen"] and row["rejected"] and row["chosen"] != row["rejected"]:
+        empty = is_empty(row["chosen"]) or is_empty(row["rejected"])
+        if not empty and row["chosen"] != row["rejected"]:
             good.setdefault(repr(row), row)
     return list(good.values())
 

@@ -1,5 +1,6 @@
 """What cannot be trained is refused before anything is trained, in one sentence."""
 
+import importlib.util
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -101,6 +102,10 @@ def bad_settings(args: RecipeConfig, critic: Any, tools: bool) -> None:
     sharded = args.deepspeed is not None or bool(args.fsdp)
     wrong = [
         (args.use_adaptive_entropy, "use_adaptive_entropy is not supported: use entropy_coef"),
+        (
+            args.use_vllm and importlib.util.find_spec("vllm") is None,
+            "use_vllm needs vLLM, which is not installed: `pip install vllm`, or leave it out",
+        ),
         (args.lag < 0, f"lag must be 0 or more, got {args.lag}"),
         (args.value_clip < 0, f"value_clip must be 0 (off) or more, got {args.value_clip}"),
         (not 0 <= args.gamma <= 1, f"gamma must lie in [0, 1], got {args.gamma}"),

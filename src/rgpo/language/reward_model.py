@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from rgpo.errors import RgpoError
@@ -132,13 +132,19 @@ def check_pairs(pairs: Dataset) -> None:
     seen: dict[str, int] = {}
     for i, pair in enumerate(pairs):
         prompt, chosen, rejected = pair.get("prompt", ""), pair["chosen"], pair["rejected"]
-        if not chosen or not rejected:
+        if is_empty(chosen) or is_empty(rejected):
             raise RgpoError(f"preference pair {i} has an empty text: remove it")
         if chosen == rejected:
             raise RgpoError(f"preference pair {i} has equal texts ({chosen!r}): remove it")
         first = seen.setdefault(repr((prompt, chosen, rejected)), i)
         if first != i:
             raise RgpoError(f"preference pair {i} repeats pair {first}: remove one of them")
+
+
+def is_empty(text: Any) -> bool:
+    """Whether a text, or the last of some messages, says nothing."""
+    said = text if isinstance(text, str) or not text else text[-1]["content"]
+    return not (said and said.strip())
 
 
 def train_reward_model(
@@ -157,9 +163,16 @@ def train_reward_model(
     check_pairs(pairs)
     parts = pairs.train_test_split(test_size=args.validation_share, seed=args.seed)
     tokenizer = prepared(tokenizer)
+    window = _window(model)
+    args.max_length = min(args.max_length or window, window)
     trainer = RewardTrainer(
         model=model, args=args, train_dataset=parts["train"], processing_class=tokenizer
     )
+    if len(trainer.train_dataset) == 0:
+        raise RgpoError(
+            f"every preference pair is longer than {args.max_length} tokens, what the reward model "
+            "reads: give shorter texts or another reward model"
+        )
     train(trainer)
     reward = RewardModel(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
     unseen = parts["test"]
@@ -172,6 +185,11 @@ def train_reward_model(
             "chance does too: give more or cleaner pairs, or train longer"
         )
     return reward
+
+
+def _window(model: Any) -> int:
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
 
 
 def accuracy(reward: RewardModel, pairs: Dataset) -> float:

@@ -24,6 +24,7 @@ from rgpo.language.fitting import (
     adapters,
     online,
     refuse_early,
+    refuse_misfit,
     remove_checkpoints,
     save_policy,
     supervised,
@@ -235,6 +236,9 @@ def prepared(job: Job, config: RlhfConfig) -> Base:
     path, chat = job.run.path, _has_template(config)
     given = _given_pairs(config, chat=chat)
     training, held_out = _prompts(config, given, chat=chat)
+    if config.model not in EMBEDDED:
+        policy, length = load_policy(config.model), config.max_tokens or 1
+        refuse_misfit(policy, training + held_out, length, cpu=config.cpu)
     start = job.stage("policy", lambda f: _policy(job, config, given, f))["at"]
     pairs = job.stage("preferences", lambda f: _preferences(job, config, start, training, f))
     rows = given or read_rows(path / "preferences" / "pairs.jsonl")
@@ -259,6 +263,8 @@ def _refuse(config: RlhfConfig) -> None:
         )
     if config.sft_steps and config.preferences is None and config.model != "tiny":
         raise RgpoError("--sft-steps learns from the chosen answers of --preferences: give them")
+    if config.reward_model is not None:
+        load_reward_tokenizer(config.reward_model)
     refuse_early(config)
 
 

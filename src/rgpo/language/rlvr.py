@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from rgpo.errors import RgpoError
 from rgpo.language.characters import character_tokenizer, small_model
@@ -19,11 +20,12 @@ from rgpo.language.fitting import (
     adapters,
     online,
     refuse_early,
+    refuse_misfit,
     remove_checkpoints,
     save_policy,
     supervised,
 )
-from rgpo.language.sample import load_policy
+from rgpo.language.sample import Policy, load_policy
 from rgpo.language.stages import DONE, Job, Watch, cache_folder, cached, parsed
 from rgpo.language.trainer import RecipeTrainer
 from rgpo.language.verifiable import Task, load_task
@@ -51,10 +53,13 @@ class RlvrConfig:
     lora: int = 0
     """Rank of LoRA adapters on all linear layers; 0: full fine-tuning."""
 
-    warm_steps: int = 120
-    """Supervised steps on right answers (256 each) for the model of characters."""
+    warm_target: float = 0.3
+    """The model of characters learns from right answers until so many of its samples are right."""
 
-    updates: int = 400
+    warm_steps: int = 200
+    """At most so many supervised steps, 256 answers each."""
+
+    updates: int = 250
     """Generated batches."""
 
     batch: int = 16
@@ -118,7 +123,9 @@ def run(config: RlvrConfig, path: Path, watch: Watch) -> dict[str, Any]:
                 f"{config.task!r} has {len(task.rows)} different entries, {len(training)} without "
                 "the held-out ones: lower --held-out, or raise --entries or make the task larger"
             )
-        start = config.model or job.stage("warm", lambda f: _warm(job, config, training, f))["at"]
+        start = config.model
+        if start is None:
+            start = job.stage("warm", lambda f: _warm(job, config, task, training, f))["at"]
         before = job.stage("before", lambda _: _measured(task, start, held_out, config))
         job.stage("trained", lambda f: _learn(job, config, task, start, training, f))
         trained = str(path / "trained")
@@ -129,17 +136,23 @@ def run(config: RlvrConfig, path: Path, watch: Watch) -> dict[str, Any]:
 
 
 def _task(config: RlvrConfig) -> Task:
-    chat: bool | None = None
-    if config.model is not None:
-        chat = load_policy(config.model).tokenizer.chat_template is not None
     size = config.entries + config.held_out
     options = parsed(config.task_options, "task-options")
-    return load_task(config.task, size, config.seed, chat, **options)
+    if config.model is None:
+        return load_task(config.task, size, config.seed, None, **options)
+    policy = load_policy(config.model)
+    chat = policy.tokenizer.chat_template is not None
+    task = load_task(config.task, size, config.seed, chat, **options)
+    refuse_misfit(policy, [row["prompt"] for row in task.rows], config.max_tokens, cpu=config.cpu)
+    return task
 
 
-def _warm(job: Job, config: RlvrConfig, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _warm(
+    job: Job, config: RlvrConfig, task: Task, rows: list[dict[str, Any]], folder: Path
+) -> dict[str, Any]:
     """The model of characters after some supervised steps; kept in the cache as well."""
-    told = repr((config.task, config.task_options, config.warm_steps, config.entries, config.seed))
+    settings = (config.warm_target, config.warm_steps, config.entries, config.seed)
+    told = repr((config.task, config.task_options, *settings))
     name = f"rlvr-{config.task}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     if (cache_folder() / name).exists():
         return {"at": str(cache_folder() / name)}
@@ -150,6 +163,7 @@ def _warm(job: Job, config: RlvrConfig, rows: list[dict[str, Any]], folder: Path
         batch=256, learning_rate=2e-3, seed=config.seed, cpu=config.cpu,
         schedule="constant",
     )  # fmt: skip
+    trainer.add_callback(_Enough(config, task, Policy(trainer.model, tokenizer), rows[:128]))
     job.train(trainer, "warm", ("loss",), log=False)
 
     def keep(place: Path) -> None:
@@ -159,6 +173,29 @@ def _warm(job: Job, config: RlvrConfig, rows: list[dict[str, Any]], folder: Path
     at = cached(name, keep)
     remove_checkpoints(folder)
     return {"at": str(at)}
+
+
+class _Enough(TrainerCallback):
+    """Ends the warm start where the policy samples enough right answers.
+
+    Where that is differs between seeds by dozens of steps, in which it learns most.
+    """
+
+    def __init__(
+        self, config: RlvrConfig, task: Task, policy: Policy, rows: list[dict[str, Any]]
+    ) -> None:
+        self.config, self.task, self.policy, self.rows = config, task, policy, rows
+
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        """Measure every fifth step."""
+        if state.global_step % 5 == 0:
+            self.policy.model.eval()
+            prompts = [row["prompt"] for row in self.rows]
+            samples = self.policy.sample(prompts, self.config.max_tokens)
+            control.should_training_stop |= (
+                self.task.accuracy(samples, self.rows) >= self.config.warm_target
+            )
+            self.policy.model.train()
 
 
 def _learn(

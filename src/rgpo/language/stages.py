@@ -44,9 +44,14 @@ class Job:
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any], watch: Watch) -> Self:
-        """A new run directory, or the one that is there with the same configuration."""
+        """A new run directory, or the one that is there with the same configuration.
+
+        One in which no stage has begun, such as after a refusal, takes the new configuration.
+        """
         if not (path / "config.json").exists():
             return cls(Run.create(path, config), watch)
+        if not any(p.is_dir() and p.name not in ("checkpoints", "events") for p in path.iterdir()):
+            write_atomic(path / "config.json", json_bytes(config))
         run = Run.open(path)
         wanted = json.loads(json_bytes(config))
         differ = sorted(

@@ -152,6 +152,7 @@ def with_file(arguments: list[str]) -> list[str]:
 def _told(path: Path, *, small: bool) -> Any:
     """A watch that shows stages as bars, and libraries that keep quiet beside them."""
     hush()
+    threads = torch.get_num_threads()
     if not small:  # matrix products worth a second thread
         torch.set_num_threads(os.cpu_count() or 1)
     with StageProgress(console) as watch:
@@ -160,6 +161,8 @@ def _told(path: Path, *, small: bool) -> Any:
         except KeyboardInterrupt:
             console.print(f"interrupted: `rgpo resume {path}` continues it")
             raise
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _as_watch(progress: StageProgress) -> Watch:

@@ -18,8 +18,8 @@ Table = tuple[str, list[str], list[list[str]]]
 """Title, headings, rows."""
 
 COLUMNS = {
-    "rlvr": (("sampled", "right, sampled"), ("greedy", "right, greedy"), ("kl", "KL to the start")),
-    "rlhf": (("proxy", "reward model"), ("gold", "gold"), ("kl", "KL to the start")),
+    "rlvr": (("sampled", "right, sampled"), ("greedy", "right, greedy"), ("kl", "KL to start")),
+    "rlhf": (("proxy", "reward model"), ("gold", "gold"), ("kl", "KL to start")),
 }
 """What each job measures before and after RL."""
 

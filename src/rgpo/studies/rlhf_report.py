@@ -44,7 +44,7 @@ GOLD = (
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and a row for each policy that was measured, before and after RL."""
-    heads = ["policy", "reward model", "gold", "KL to reference", "tokens", "entropy", "cut"]
+    heads = ["policy", "reward model", "gold", "KL to start", "tokens", "entropy", "cut"]
     return heads, [_row(when, result[when]) for when in ("before", "after") if when in result]
 
 
