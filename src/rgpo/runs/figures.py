@@ -135,6 +135,7 @@ def curves(groups: Groups, panels: Sequence[Panel], color: Mapping[str, str]) ->
             margin = 0.05 * (high - low)
             figure.update_yaxes(range=[low - margin, high + margin], row=row, col=column)
         if not traces:
+            figure.add_trace(go.Scatter(x=[None], y=[None]), row, column)  # else there are no axes
             _say_empty(figure, index + 1)
     figure.update_xaxes(title_text="environment steps", row=rows)
     return styled(figure, height=420 if len(panels) == 1 else 330 * rows)

@@ -14,7 +14,7 @@ from rgpo.runs.atomic import write_atomic
 from rgpo.runs.directory import Run
 from rgpo.runs.figures import Panel
 from rgpo.runs.page import card, page
-from rgpo.runs.table import Record
+from rgpo.runs.table import Record, recorded
 from rgpo.studies.text import html_table
 
 SHOWN = 12
@@ -92,8 +92,10 @@ def record(run: Run) -> Record:
 def curves(records: Sequence[Record], color: Mapping[str, str]) -> go.Figure:
     """Training curves against optimiser steps."""
     groups = {r.recipe: [s for s in records if s.recipe == r.recipe] for r in records}
-    figure = figures.curves(groups, PANELS, color)
-    return figure.update_xaxes(title_text="optimiser steps", row=2)
+    known = [panel for panel in PANELS if any(recorded(r.rows, panel.key) for r in records)]
+    figure = figures.curves(groups, known or PANELS[:1], color)
+    last = {"title.text": "environment steps"}
+    return figure.update_xaxes(title_text="optimiser steps", selector=last)
 
 
 def settings(run: Run, heading: str) -> str:
