@@ -148,7 +148,7 @@ def cells(rows: Sequence[TableRow]) -> list[list[str]]:
 
 def number(value: float | None, digits: int = 3) -> str:
     """Return `value` for a reader: significant digits, thousands apart, rarely an exponent."""
-    if value is None:
+    if value is None or np.isnan(value):
         return "–"
     if value == 0 or not np.isfinite(value):
         return f"{value:g}"
@@ -159,16 +159,23 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))}f}"
 
 
+def chance(improvement: Improvement | None) -> str:
+    """Return a probability and its interval for a reader."""
+    if improvement is None:
+        return "–"
+    if improvement.single:
+        return "one run"
+    ends = f"{100 * improvement.low:.0f}–{improvement.high:.0%}"
+    return f"{improvement.probability:.0%} ({ends})"
+
+
 def _cells(row: TableRow) -> list[str]:
-    returns, better = row.returns, row.improvement
-    point = span = chance = "–"
+    returns = row.returns
+    point = span = "–"
     if returns is not None:
         point = number(returns.iqm)
         span = f"{number(returns.iqm_low)} to {number(returns.iqm_high)}"
         span = "one run" if returns.single else span
-    if better is not None:
-        chance = f"{better.probability:.0%} ({100 * better.low:.0f}–{better.high:.0%})"
-        chance = "one run" if better.single else chance
     spikes = "–" if row.kl_spike_rate is None else f"{row.kl_spike_rate:.1%}"
     runs = str(row.runs) if row.finished == row.runs else f"{row.finished} of {row.runs}"
     return [
@@ -180,7 +187,7 @@ def _cells(row: TableRow) -> list[str]:
         number(row.ess),
         number(row.seconds),
         runs,
-        chance,
+        chance(row.improvement),
     ]
 
 

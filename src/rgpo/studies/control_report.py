@@ -12,9 +12,10 @@ from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, page
 from rgpo.runs.statistics import Improvement, Summary, probability_of_improvement, summarize
+from rgpo.runs.table import chance, number
 from rgpo.studies.control import TARGETS, ControlStudy
 from rgpo.studies.jobs import Result
-from rgpo.studies.text import chance, html_table, markdown_table, percent, scored, short
+from rgpo.studies.text import html_table, markdown_table, percent, scored
 from rgpo.studies.tuning import score
 
 BASELINE = "ppo"
@@ -97,10 +98,10 @@ def markdown(study: ControlStudy, command: str) -> str:
 def write(study: ControlStudy, command: str) -> Path:
     """Write report.html beside the results and return its path."""
     body = "<header><h1>Control: as published, and at equal KL</h1></header>"
-    for number, (task, title, rows) in enumerate(tables(study)):
+    for index, (task, title, rows) in enumerate(tables(study)):
         read = conclusion(rows, title) + " Bars: 95% bootstrap intervals of the interquartile mean."
         body += f"<h2>{escape(task)}, {escape(title)}</h2>"
-        body += card("Return", read, _bars(rows), f"return{number}")
+        body += card("Return", read, _bars(rows), f"return{index}")
         body += html_table(HEADS, map(_cells, rows))
     body += f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
     path = study.directory / "report.html"
@@ -142,7 +143,7 @@ def _cells(row: Row) -> list[str]:
         runs,
         scored(row.returns),
         percent(row.returns.cv),
-        short(row.kl),
+        number(row.kl),
         percent(row.spikes),
         "-" if row.ratio is None else f"{row.ratio:.2f}",
         chance(row.better),

@@ -15,6 +15,7 @@ from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, legend, page
 from rgpo.runs.statistics import Change, Curve, Summary, rank_test
+from rgpo.runs.table import chance, number
 from rgpo.studies.rlhf_cells import ARMS, TUNING_SEEDS
 from rgpo.studies.rlhf_front import (
     BASELINES,
@@ -34,7 +35,7 @@ from rgpo.studies.rlhf_front import (
     trajectory,
 )
 from rgpo.studies.rlhf_study import FINALISTS, RATES, RlhfStudy
-from rgpo.studies.text import chance, html_table, markdown_table, percent, short
+from rgpo.studies.text import html_table, markdown_table, percent
 
 Table = tuple[str, str, list[str], list[list[str]]]
 """Title, how to read it, headings, rows."""
@@ -239,11 +240,11 @@ def _way_table(table: Sequence[Row]) -> Table:
         [
             row.arm,
             *(_two(row.second_half[name]) for name in REWARDS),
-            *(short(row.ends[name].mean) for name in ("length", "entropy")),
+            *(number(row.ends[name].mean) for name in ("length", "entropy")),
             percent(row.ends["cut"].mean),
-            short(row.ends["update_kl"].mean),
+            number(row.ends["update_kl"].mean),
             percent(row.ends["kl_spike"].mean),
-            short(row.ends["cpu"].mean),
+            number(row.ends["cpu"].mean),
         ]
         for row in table
     ]

@@ -18,9 +18,10 @@ from rgpo.runs.statistics import (
     rank_test,
     summarize,
 )
+from rgpo.runs.table import chance, number
 from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
-from rgpo.studies.text import chance, html_table, listed, markdown_table, scored, short
+from rgpo.studies.text import html_table, listed, markdown_table, scored
 from rgpo.studies.tuning import score
 
 FALSE_DISCOVERIES = 0.05
@@ -170,7 +171,7 @@ def _body(study: Study, command: str) -> Iterator[str]:
     yield f"<p>{len(study.arms)} recipes, learning rates {listed(study.rates)} tuned on seeds that "
     yield "are not shown; intervals are 95% bootstrap intervals of the interquartile mean.</p>"
     yield "</header>"
-    for number, task in enumerate(study.tasks):
+    for index, task in enumerate(study.tasks):
         table = rows(study, task)
         if not table:
             continue
@@ -181,10 +182,10 @@ def _body(study: Study, command: str) -> Iterator[str]:
             "Interquartile mean of the final score against the age of the data in updates. The "
             "eight best recipes, PPO and RGPO; click a name to hide it."
         )
-        yield card("Score against age", read, _lines(table, ages), f"age{number}")
+        yield card("Score against age", read, _lines(table, ages), f"age{index}")
         baseline = BASELINES[study.workload]
         read = f"Probability that a run scores higher than one of {baseline}: fresh data, old data."
-        yield card(f"Better than {baseline}?", read, _improvements(table), f"better{number}")
+        yield card(f"Better than {baseline}?", read, _improvements(table), f"better{index}")
         yield html_table(_heads(ages), (_cells(row, ages) for row in table))
     yield f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
 
@@ -243,7 +244,7 @@ def _cells(row: Row, ages: Sequence[int]) -> list[str]:
     scores = [scored(row.scores[a]) for a in ages]
     against = [chance(a and a.chance) for a in (row.fresh, row.stale)]
     rate = " / ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates.values()))
-    return [row.arm, runs, rate, *scores, *against, *(short(row.weights[k]) for k in WEIGHTS)]
+    return [row.arm, runs, rate, *scores, *against, *(number(row.weights[k]) for k in WEIGHTS)]
 
 
 def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:

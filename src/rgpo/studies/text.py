@@ -1,39 +1,23 @@
-"""How studies write numbers and tables: short, with their interval."""
+"""How studies write scores and tables."""
 
 from collections.abc import Iterable
 from html import escape
 
-from rgpo.runs.statistics import Improvement, Summary
-
-
-def short(x: float | None) -> str:
-    """Three digits, whole numbers from 100 on; a dash for nothing."""
-    if x is None or x != x:
-        return "-"
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+from rgpo.runs.statistics import Summary
+from rgpo.runs.table import number
 
 
 def scored(summary: Summary | None) -> str:
     """IQM [low, high]."""
     if summary is None:
-        return "-"
-    middle, low, high = (short(x) for x in (summary.iqm, summary.iqm_low, summary.iqm_high))
+        return "–"
+    middle, low, high = (number(x) for x in (summary.iqm, summary.iqm_low, summary.iqm_high))
     return f"{middle} [{low}, {high}]"
-
-
-def chance(improvement: Improvement | None) -> str:
-    """Probability (interval) in percent."""
-    if improvement is None:
-        return "-"
-    middle, low, high = (
-        f"{100 * x:.0f}" for x in (improvement.probability, improvement.low, improvement.high)
-    )
-    return f"{middle}% ({low}-{high})"
 
 
 def percent(x: float | None) -> str:
     """A share as a whole percentage."""
-    return "-" if x is None else f"{100 * x:.0f}%"
+    return "–" if x is None else f"{100 * x:.0f}%"
 
 
 def listed(numbers: Iterable[float]) -> str:
