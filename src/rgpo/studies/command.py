@@ -82,11 +82,12 @@ def differentiable(
             study.run(bar, workers)
     for task in tasks:
         header, *lines = pathwise.table(study, task)
+        kept = [header.index(name) for name in pathwise.IN_A_TERMINAL]
         shown = Table(title=f"{task}, return {pathwise.THRESHOLDS[task]:g}", title_justify="left")
-        for name in header:
-            shown.add_column(name)
+        for i in kept:
+            shown.add_column(header[i], no_wrap=i == 0)
         for line in lines:
-            shown.add_row(*line)
+            shown.add_row(*(line[i] for i in kept))
         console.print(shown)
     for sentence in pathwise.sentences(study):
         console.print(sentence)

@@ -227,6 +227,8 @@ HEADER = (
     "kept",
     "runs",
 )
+IN_A_TERMINAL = ("arm", "reached", "steps, median", "final return, IQM", "KL per update")
+"""Columns that fit 80 characters; tables.md has all."""
 
 
 def table(study: Differentiable, task: str) -> list[list[str]]:
@@ -271,6 +273,7 @@ def _with_and_without_kl(*epochs: int) -> tuple[tuple[str, str], ...]:
 
 CONTRASTS: dict[str, tuple[tuple[str, str], ...]] = {
     "reuse: 5 epochs against 1 (mask, KL)": (("5 mask kl", "shac"),),
+    "less reuse: 2 epochs against 5 (mask, KL)": (("2 mask kl", "5 mask kl"),),
     "more reuse: 10 epochs against 5 (mask, KL)": (("10 mask kl", "5 mask kl"),),
     "KL on against off (10 epochs, every weight)": _with_and_without_kl(10),
     "KL on against off (10 epochs, ratio alone)": (("10 ratio kl", "10 ratio"),),
