@@ -165,6 +165,13 @@ class Environments(ABC):
         self._pending = terminated | truncated
         return Step(observation, reward, terminated, truncated, valid)
 
+    def _begun(self, observation: Observation) -> Observation:
+        """The first observation of new episodes everywhere, checked; nothing is pending."""
+        self._pending[:] = False
+        self.failures = {}
+        self._check_observation(observation)
+        return observation
+
     def _check_observation(self, observation: Observation) -> None:
         for index in _not_finite(observation):
             raise NonFiniteEnvironment(index, "observation")
@@ -199,10 +206,7 @@ class GymnasiumEnvironments(Environments):
                 self._encoder.write(env.reset(seed=int(seed))[0], observation, index)
         except Exception as error:
             raise _failure(index, error) from error
-        self._pending[:] = False
-        self.failures = {}
-        self._check_observation(observation)
-        return observation
+        return self._begun(observation)
 
     def step_all(self, action: np.ndarray) -> Step:
         """See `Environments.step_all`."""

@@ -54,11 +54,7 @@ class EnvPoolEnvironments(Environments):
         """See `Environments.reset`."""
         with _without_precision_warnings():
             self._pool = self._make()  # EnvPool takes seeds only when it is made
-            observation = self._encode(self._pool.reset()[0])
-        self._pending[:] = False
-        self.failures = {}
-        self._check_observation(observation)
-        return observation
+            return self._begun(self._encode(self._pool.reset()[0]))
 
     def step_all(self, action: np.ndarray) -> Step:
         """See `Environments.step_all`; RgpoError if EnvPool stops."""

@@ -42,11 +42,7 @@ class VectorizedEnvironments(Environments):
 
     def reset(self) -> Observation:
         """See `Environments.reset`."""
-        observation = _encode(self.batch.reset(seed=self.seeds)[0])
-        self._pending[:] = False
-        self.failures = {}
-        self._check_observation(observation)
-        return observation
+        return self._begun(_encode(self.batch.reset(seed=self.seeds)[0]))
 
     def step_all(self, action: np.ndarray) -> Step:
         """See `Environments.step_all`; RgpoError if the computation as a whole raises."""

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+FALSE_DISCOVERIES = 0.05
+"""Share of what `discoveries` names that does not differ, at most, on average."""
+
 _TRIM = 0.25  # on each side: what remains is the middle half
 
 
@@ -169,6 +172,16 @@ def rank_test(a: ArrayLike, b: ArrayLike) -> float:
         chances = np.convolve(chances, _mann_whitney(len(first), len(second)))
     extreme = int(np.ceil((pairs - 1) / 2 + abs(above)))
     return float(min(1.0, 2 * chances[extreme:].sum()))
+
+
+def discoveries(p_values: Mapping[str, float]) -> list[str]:
+    """Those of many comparisons that differ, false discoveries held (Benjamini-Hochberg)."""
+    from scipy.stats import false_discovery_control
+
+    if not p_values:
+        return []
+    adjusted = false_discovery_control(list(p_values.values()))
+    return [name for name, q in zip(p_values, adjusted, strict=True) if q <= FALSE_DISCOVERIES]
 
 
 def _mann_whitney(n: int, m: int) -> NDArray[np.float64]:

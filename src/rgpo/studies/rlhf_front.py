@@ -16,6 +16,7 @@ from rgpo.runs.statistics import (
     Curve,
     Improvement,
     Summary,
+    discoveries,
     interval,
     probability_of_improvement,
     rank_test,
@@ -42,9 +43,6 @@ PUBLISHED = {
     ("kl", "grpo"): "-53.1%",
 }
 """Dual-ratio RGPO's reward and KL to the reference in the paper (arXiv 2604.14895, abstract)."""
-
-FALSE_DISCOVERIES = 0.05
-"""Share of the arms that are called better or worse and are not (Benjamini-Hochberg)."""
 
 Runs = Mapping[str, Sequence[Result]]
 """Reported runs by arm."""
@@ -133,17 +131,8 @@ def changes(runs: Runs, arm: str) -> dict[tuple[str, str], Change | None]:
 
 def apart(scores: Mapping[str, Sequence[float]], baseline: str) -> tuple[list[str], list[str]]:
     """Arms that score higher than the baseline, and lower: rank tests, false discoveries held."""
-    from scipy.stats import false_discovery_control
-
     others = [arm for arm in scores if arm != baseline]
-    if not others:
-        return [], []
-    p = [rank_test(scores[arm], scores[baseline]) for arm in others]
-    found = [
-        arm
-        for arm, q in zip(others, false_discovery_control(p), strict=True)
-        if q <= FALSE_DISCOVERIES
-    ]
+    found = discoveries({arm: rank_test(scores[arm], scores[baseline]) for arm in others})
     higher = [
         arm
         for arm in found

@@ -14,6 +14,7 @@ from rgpo.runs.page import card, page
 from rgpo.runs.statistics import (
     Improvement,
     Summary,
+    discoveries,
     probability_of_improvement,
     rank_test,
     summarize,
@@ -23,9 +24,6 @@ from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
 from rgpo.studies.text import html_table, listed, markdown_table, scored
 from rgpo.studies.tuning import score
-
-FALSE_DISCOVERIES = 0.05
-"""Share of the recipes that are called better or worse and are not (Benjamini-Hochberg)."""
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
@@ -91,7 +89,7 @@ def conclusion(table: Sequence[Row], task: str, baseline: str = "ppo") -> list[s
         compared = {r.arm: getattr(r, pick) for r in table if getattr(r, pick) is not None}
         if not compared:
             continue
-        found = discoveries(compared)
+        found = discoveries({arm: against.p for arm, against in compared.items()})
         better = [arm for arm in found if compared[arm].chance.probability > 0.5]
         worse = [arm for arm in found if arm not in better]
         sentences.append(
@@ -119,14 +117,6 @@ def contrasts(study: Study, task: str) -> list[str]:
             )
             sentences.append(f"{task}, {what}: {arm} scores higher than {other} with {told}.")
     return sentences
-
-
-def discoveries(compared: dict[str, Against]) -> list[str]:
-    """The arms that differ from the baseline at the false discovery rate."""
-    from scipy.stats import false_discovery_control
-
-    adjusted = false_discovery_control([a.p for a in compared.values()])
-    return [arm for arm, q in zip(compared, adjusted, strict=True) if q <= FALSE_DISCOVERIES]
 
 
 def _named(arms: Sequence[str], what: str) -> str:
