@@ -14,20 +14,37 @@ Baseline = Literal["group", "leave-one-out", "remax", "critic"]
 Place = Literal["loss", "reward"]
 
 
-def fit_machine(args: Any) -> bool:
-    """Decide what was left to the machine; whether there is a GPU to use."""
-    gpu = torch.cuda.is_available() and not args.use_cpu
-    if args.bf16 is None:
-        args.bf16 = gpu and not args.fp16 and torch.cuda.is_bf16_supported()
-    if args.activation_checkpointing is None and args.gradient_checkpointing is None:
-        args.activation_checkpointing = gpu
-    if not gpu:
-        args.dataloader_pin_memory = False
-    return gpu
+@dataclass
+class FitsMachine:
+    """Defaults that suit the machine; a base before one of TRL's configurations."""
+
+    bf16: bool | None = None
+    """None: where a GPU computes in it. On CPUs without bf16 units it is some 25 times slower."""
+
+    activation_checkpointing: bool | None = None
+    """None: with a GPU, to save memory; not without, where it only costs time."""
+
+    gradient_checkpointing: bool | None = None
+    """transformers' old name of `activation_checkpointing`."""
+
+    def __post_init__(self: Any) -> None:
+        gpu = has_gpu(self)
+        if self.bf16 is None:
+            self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+            self.activation_checkpointing = gpu
+        if not gpu:
+            self.dataloader_pin_memory = False
+        super().__post_init__()  # type: ignore[misc]
+
+
+def has_gpu(args: Any) -> bool:
+    """Whether there is a GPU to use."""
+    return torch.cuda.is_available() and not args.use_cpu
 
 
 @dataclass
-class RecipeConfig(GRPOConfig):
+class RecipeConfig(FitsMachine, GRPOConfig):
     """TRL's GRPOConfig, with the objective, the advantage, the lag and the critic by name.
 
     Settings of TRL's own objectives (`loss_type`, `epsilon`, `importance_sampling_level`, ...) are
@@ -81,22 +98,12 @@ class RecipeConfig(GRPOConfig):
     disable_dropout: bool = True
     """Dropout would move the ratio without any update (arXiv 2403.17031, detail 4)."""
 
-    bf16: bool | None = None
-    """None: where a GPU computes in it. On CPUs without bf16 units it is some 25 times slower."""
-
-    activation_checkpointing: bool | None = None
-    """None: with a GPU, to save memory; not without, where it only costs time."""
-
-    gradient_checkpointing: bool | None = None
-    """transformers' old name of `activation_checkpointing`."""
-
     use_vllm: bool | None = None
     """None: where there is a GPU and vLLM is installed."""
 
     def __post_init__(self) -> None:
-        gpu = fit_machine(self)
         if self.use_vllm is None:
-            self.use_vllm = gpu and importlib.util.find_spec("vllm") is not None
+            self.use_vllm = has_gpu(self) and importlib.util.find_spec("vllm") is not None
         super().__post_init__()
 
     @property

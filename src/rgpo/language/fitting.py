@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rgpo.errors import RgpoError
 from rgpo.language import refuse
-from rgpo.language.config import RecipeConfig, fit_machine
+from rgpo.language.config import FitsMachine, RecipeConfig
 from rgpo.language.sample import Policy, Prompt
 from rgpo.language.stages import parsed
 from rgpo.language.trainer import RecipeTrainer
@@ -23,21 +23,8 @@ LARGE = 500_000_000
 
 
 @dataclass
-class SupervisedConfig(SFTConfig):
+class SupervisedConfig(FitsMachine, SFTConfig):
     """TRL's SFTConfig with defaults that suit the machine."""
-
-    bf16: bool | None = None
-    """None: where a GPU computes in it."""
-
-    activation_checkpointing: bool | None = None
-    """None: with a GPU."""
-
-    gradient_checkpointing: bool | None = None
-    """transformers' old name of `activation_checkpointing`."""
-
-    def __post_init__(self) -> None:
-        fit_machine(self)
-        super().__post_init__()
 
 
 def supervised(

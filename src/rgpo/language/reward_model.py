@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from trl import RewardConfig, RewardTrainer
 
 from rgpo.errors import RgpoError
-from rgpo.language.config import fit_machine
+from rgpo.language.config import FitsMachine
 
 SIGNIFICANT = 1.645
 """One-sided 95% quantile of the normal distribution: accuracy must exceed chance by so many
@@ -25,24 +25,11 @@ standard errors."""
 
 
 @dataclass
-class PreferenceConfig(RewardConfig):
+class PreferenceConfig(FitsMachine, RewardConfig):
     """TRL's RewardConfig with defaults that suit the machine, and a share to validate on."""
 
     validation_share: float = 0.1
     """Share of the pairs that is not trained on."""
-
-    bf16: bool | None = None
-    """None: where a GPU computes in it."""
-
-    activation_checkpointing: bool | None = None
-    """None: with a GPU."""
-
-    gradient_checkpointing: bool | None = None
-    """transformers' old name of `activation_checkpointing`."""
-
-    def __post_init__(self) -> None:
-        fit_machine(self)
-        super().__post_init__()
 
 
 class RewardModel:
