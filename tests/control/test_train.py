@@ -329,6 +329,20 @@ def test_stale_data_are_exactly_that_many_updates_old(env, learner):
     assert (seen[2].log_prob != seen[2].proximal_log_prob).any()
 
 
+def test_networks_of_different_sizes_learn_together_as_alone():
+    """A head for the median makes one of them larger; old data need all parameters of the past."""
+    configs = [tiny(recipe=name, staleness=1, learner="plain") for name in ("bpo", "ppo")]
+    together, rows = train(configs, 3)
+    sizes = [sum(x.numel() for x in p.parameters()) for p in together.learner.policies]
+    assert sizes[0] > sizes[1]
+    for i, config in enumerate(configs):
+        alone, own = train([config], 3)
+        ours = together.learner.parameters_of_runs()[i]
+        assert torch.equal(ours[: sizes[i]], alone.learner.parameters_of_runs()[0])
+        assert not ours[sizes[i] :].any()
+        assert [row[i]["kl_behavior"] for row in rows] == [row["kl_behavior"] for (row,) in own]
+
+
 def test_an_anchor_that_decays_is_the_average_of_the_past():
     """What proximal_log_prob refers to; a run without anchor_decay has the present policy."""
     name = next(r.name for r in recipes.recipes() if r.anchor_decay and r.level == "token")

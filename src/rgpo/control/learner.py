@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rgpo.control.config import TrainConfig
 from rgpo.control.distributions import Distribution
@@ -87,7 +87,7 @@ class Learner(Protocol):
         """Objectives for the next update, of the same kinds as before."""
 
     def parameters_of_runs(self) -> Tensor:
-        """A copy of all parameters, (R, P)."""
+        """A copy of all parameters, (R, P); a run with fewer than another's has zeros at its end."""
 
     def load_parameters(self, parameters: Tensor) -> None:
         """Take over what `parameters_of_runs` returned; the optimisers' state stays."""
@@ -134,16 +134,16 @@ class PlainLearner:
     @torch.no_grad()
     def parameters_of_runs(self) -> Tensor:
         """See `Learner`."""
-        return torch.stack(
-            [torch.cat([x.flatten() for x in p.parameters()]) for p in self.policies]
-        )
+        rows = [torch.cat([x.flatten() for x in p.parameters()]) for p in self.policies]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     @torch.no_grad()
     def load_parameters(self, parameters: Tensor) -> None:
         """See `Learner`."""
         for policy, row in zip(self.policies, parameters, strict=True):
             homes = list(policy.parameters())
-            for home, part in zip(homes, row.split([h.numel() for h in homes]), strict=True):
+            sizes = [home.numel() for home in homes]
+            for home, part in zip(homes, row[: sum(sizes)].split(sizes), strict=True):
                 home.copy_(part.view_as(home))
 
     @torch.no_grad()
