@@ -14,12 +14,16 @@ from rgpo.studies.control_cells import ControlCells
 from rgpo.studies.jobs import RESULTS, Cell, read_results
 from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, TUNING_SEEDS, Study
 from rgpo.studies.staleness_report import (
+    caveats,
     conclusion,
     contrasts,
+    leading,
     markdown,
+    places,
     rows,
     write,
 )
+from rgpo.studies.tuning import judged
 
 
 class Known:
@@ -97,6 +101,40 @@ def test_tables_and_sentences_say_what_the_scores_are(tmp_path):
     text = markdown(done, "rgpo study staleness")
     assert "| spo | 5 | 0.001 / 0.0001 | 1" in text
     assert "rgpo study staleness" in write(done, "rgpo study staleness").read_text()
+
+
+def test_ranks_are_over_all_tasks_and_say_what_they_rest_on(tmp_path):
+    done = finished(tmp_path)
+    found = places(done)
+    assert [(p.arm, p.fresh.mean, p.stale.mean) for p in found] == [
+        ("spo", 1, 1),
+        ("ppo", 2, 2),
+        ("rgpo", 3, 3),
+    ]
+    fresh, old = leading(found, 2)
+    assert fresh == (
+        "Best ranks of 3 recipes on fresh data: spo 1.0 [1.0, 1.0], ppo 2.0 [2.0, 2.0]."
+    )
+    assert "on old data: spo" in old
+    grid, correlation = caveats(done)
+    assert grid == "6 of 12 tuned learning rates are the highest of the grid."
+    assert "correlate by 1, 1 (A, B)" in correlation  # Known's noise is the seed's at every age
+    assert "| spo | 1.0 [1.0, 1.0] | 1.0 [1.0, 1.0] |" in markdown(done, "")
+
+
+def test_a_run_that_diverged_without_a_score_is_the_worst_of_its_task(tmp_path):
+    done = finished(tmp_path)
+    results = read_results(tmp_path)
+    index = next(i for i, r in enumerate(results) if (r["arm"], r["seed"]) == ("spo", 0))
+    lost = results[index] | {"final_return": None, "failed": "it diverged in update 1"}
+    results[index] = lost
+    (tmp_path / RESULTS).write_text("".join(json.dumps(r) + "\n" for r in results))
+    (spo,) = (row for row in rows(done, lost["task"]) if row.arm == "spo")
+    assert spo.failed == 1
+    reported = done.results((*FIRST_SEEDS, *LEADER_SEEDS))
+    of_task = [r["final_return"] for r in reported if r["task"] == lost["task"]]
+    worst = min(x for x in of_task if x is not None)
+    assert [r["final_return"] for r in judged(reported) if r["failed"]] == [worst]
 
 
 def test_tuning_seeds_are_never_reported():

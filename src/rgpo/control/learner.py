@@ -87,7 +87,7 @@ class Learner(Protocol):
         """Objectives for the next update, of the same kinds as before."""
 
     def parameters_of_runs(self) -> Tensor:
-        """A copy of all parameters, (R, P); a run with fewer than another's has zeros at its end."""
+        """A copy of all parameters, (R, P); zeros at the end of a run that has fewer."""
 
     def load_parameters(self, parameters: Tensor) -> None:
         """Take over what `parameters_of_runs` returned; the optimisers' state stays."""

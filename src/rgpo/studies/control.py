@@ -17,7 +17,7 @@ import numpy as np
 from rgpo.control.config import TrainConfig
 from rgpo.studies.control_cells import ControlCells
 from rgpo.studies.jobs import Cell, Result, Watch, read_results, run_phases
-from rgpo.studies.tuning import RATES, best_rates
+from rgpo.studies.tuning import RATES, best_rates, judged
 
 TASKS = {
     "HalfCheetah-v5": 200_000,
@@ -124,7 +124,7 @@ class ControlStudy:
         rate = self.rates().get((task, variant.partition(":")[0]))
         return [
             r
-            for r in read_results(self.directory)
+            for r in judged(read_results(self.directory))
             if (r["task"], r["arm"], r["learning_rate"]) == (task, variant, rate)
             and r["seed"] in self.seeds
         ]

@@ -13,26 +13,33 @@ from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, page
 from rgpo.runs.statistics import (
     Improvement,
+    Rank,
     Summary,
     discoveries,
     probability_of_improvement,
     rank_test,
+    ranks,
     summarize,
 )
 from rgpo.runs.table import chance, number
 from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
 from rgpo.studies.text import html_table, listed, markdown_table, scored
-from rgpo.studies.tuning import score
+from rgpo.studies.tuning import RATES, judged, score
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
     "active_clip_fraction": "share under 0.05",
     "pull_back_fraction": "share pulling back",
     "ess": "ESS",
+    "kl": "KL per update",
     "kl_spike": "KL spikes",
 }
 """Columns about the weights, averaged over ages and seeds."""
+
+
+PLACES = ["recipe", "rank on fresh data", "rank on old data"]
+"""Columns of the table of ranks."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,61 @@ def conclusion(table: Sequence[Row], task: str, baseline: str = "ppo") -> list[s
     return sentences
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one recipe stands among all, over all tasks."""
+
+    arm: str
+    fresh: Rank
+    stale: Rank
+    """Over all older ages together."""
+
+
+def places(study: Study) -> list[Place]:
+    """The recipes that every task can train, the best on old data first."""
+    tasks = [_by_arm(study, task) for task in study.tasks]
+    if not all(tasks):
+        return []
+    shared = [arm for arm in tasks[0] if all(arm in runs for runs in tasks)]
+
+    def ranked(ages: Sequence[int]) -> dict[str, Rank]:
+        cells = {
+            arm: [_matrix(runs[arm], [age])[:, 0] for runs in tasks for age in ages]
+            for arm in shared
+        }
+        return ranks(cells)
+
+    youngest, *older = study.ages
+    fresh, stale = ranked([youngest]), ranked(older)
+    found = [Place(arm, fresh[arm], stale[arm]) for arm in shared]
+    return sorted(found, key=lambda place: place.stale.mean)
+
+
+def leading(found: Sequence[Place], count: int = 5) -> list[str]:
+    """Two sentences: the best on fresh data and the best on old data, with their ranks."""
+    told = []
+    for what, pick in (("fresh", "fresh"), ("old", "stale")):
+        order = sorted(found, key=lambda place: getattr(place, pick).mean)[:count]
+        named = ", ".join(f"{place.arm} {_placed(getattr(place, pick))}" for place in order)
+        told.append(f"Best ranks of {len(found)} recipes on {what} data: {named}.")
+    return told
+
+
+def caveats(study: Study) -> list[str]:
+    """What a reader must know of the tuning and of the test, measured."""
+    rates = list(study.chosen_rates().values())
+    highest = sum(rate == max(RATES) for rate in rates)
+    told = [f"{highest} of {len(rates)} tuned learning rates are the highest of the grid."]
+    together = [_seed_correlation(_by_arm(study, task)) for task in study.tasks]
+    if all(np.isfinite(together)):
+        told.append(
+            "Runs of one seed at different ages correlate by "
+            f"{listed(round(x, 2) for x in together)} ({', '.join(study.tasks)}); the tests of old "
+            "data take them as independent."
+        )
+    return told
+
+
 def contrasts(study: Study, task: str) -> list[str]:
     """A sentence for every pair of recipes that differ in one thing."""
     runs = _by_arm(study, task)
@@ -124,8 +186,12 @@ def _named(arms: Sequence[str], what: str) -> str:
 
 
 def markdown(study: Study, command: str) -> str:
-    """The page of the docs: per task the table, the learning rates and the sentences."""
+    """The page of the docs: who leads, and per task the table and the sentences."""
     parts = [f"Command: `{command}`\n"]
+    found = places(study)
+    if found:
+        parts += ["\n## Ranks\n", *(f"- {s}" for s in (*leading(found), *caveats(study))), ""]
+        parts.append(markdown_table(PLACES, map(_place_cells, found)))
     for task in study.tasks:
         table = rows(study, task)
         if not table:
@@ -161,6 +227,11 @@ def _body(study: Study, command: str) -> Iterator[str]:
     yield f"<p>{len(study.arms)} recipes, learning rates {listed(study.rates)} tuned on seeds that "
     yield "are not shown; intervals are 95% bootstrap intervals of the interquartile mean.</p>"
     yield "</header>"
+    found = places(study)
+    if found:
+        told = "".join(f"<p>{escape(s)}</p>" for s in (*leading(found), *caveats(study)))
+        yield f'<h2>Ranks</h2><section class="card">{told}</section>'
+        yield html_table(PLACES, map(_place_cells, found))
     for index, task in enumerate(study.tasks):
         table = rows(study, task)
         if not table:
@@ -224,6 +295,27 @@ def _improvements(table: Sequence[Row]) -> go.Figure:
     return styled(figure, height=140 + 19 * len(table), hovermode="closest")
 
 
+def _placed(rank: Rank) -> str:
+    return f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]"
+
+
+def _place_cells(place: Place) -> list[str]:
+    return [place.arm, _placed(place.fresh), _placed(place.stale)]
+
+
+def _seed_correlation(runs: dict[str, dict[int, list[Result]]]) -> float:
+    """Correlation of two ages' scores of one seed, each less the mean of its recipe and age."""
+    products, squares = [], []
+    for ages in runs.values():
+        scores = _matrix(ages, sorted(ages))
+        off = scores - scores.mean(0)
+        if len(off) > 1:
+            every = off.T @ off
+            squares.append(np.trace(every) / len(every))
+            products.append((every.sum() - np.trace(every)) / (every.size - len(every)))
+    return float(np.sum(products) / np.sum(squares)) if np.sum(squares) > 0 else float("nan")
+
+
 def _heads(ages: Sequence[int]) -> list[str]:
     scores = (f"age {a}" for a in ages)
     return ["recipe", "n", "learning rate", *scores, "P fresh", "P old", *WEIGHTS.values()]
@@ -241,7 +333,7 @@ def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:
     """Reported results at the chosen learning rates; arms that have some at every age."""
     rates = study.chosen_rates()
     found: dict[str, dict[int, list[Result]]] = {}
-    for result in study.results((*FIRST_SEEDS, *LEADER_SEEDS)):
+    for result in judged(study.results((*FIRST_SEEDS, *LEADER_SEEDS))):
         arm, age = result["arm"], result["staleness"]
         chosen = rates.get((result["task"], arm, study.tuned_at(age)))
         if result["task"] == task and result["learning_rate"] == chosen:

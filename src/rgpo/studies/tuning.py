@@ -19,6 +19,21 @@ def score(result: Result) -> float:
     return -np.inf if value is None else float(value)
 
 
+def judged(results: Iterable[Result]) -> list[Result]:
+    """The same, but a run that diverged before it had a score gets the worst one of its task."""
+    found, worst = list(results), dict[str, float]()
+    for result in found:
+        if result["final_return"] is not None:
+            low = worst.get(result["task"], np.inf)
+            worst[result["task"]] = min(low, float(result["final_return"]))
+    return [
+        result | {"final_return": worst.get(result["task"], 0.0)}
+        if result["final_return"] is None
+        else result
+        for result in found
+    ]
+
+
 def best_rates(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, float]:
     """The learning rate with the best mean score, for every key of the results."""
     found: dict[Key, dict[float, list[float]]] = {}
