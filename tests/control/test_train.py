@@ -390,7 +390,9 @@ def test_objectives_and_their_learning_rate_follow_what_was_measured():
     ("recipe", "env", "sentence"),
     [
         ("rgpo-dual-detached", "CartPole-v1", "no reference model"),
-        ("gspo", "CartPole-v1", "per sequence"),
+        ("gspo", "CartPole-v1", "whole sequences .the language trainer has them"),
+        ("turn-ppo", "CartPole-v1", "segment_ids"),
+        ("dpo", "CartPole-v1", "group_loss takes them"),
     ],
 )
 def test_what_control_cannot_supply_is_refused_by_name(recipe, env, sentence):

@@ -46,6 +46,13 @@ from rgpo.runs import checkpoint
 
 Rows = list[dict[str, float | None]]
 
+ELSEWHERE = {
+    "sequence": "whole sequences (the language trainer has them: rgpo rlvr)",
+    "turn": "the turns of a dialogue (rgpo.core.loss.policy_loss takes their segment_ids)",
+    "group": "all answers to a prompt (rgpo.core.loss.group_loss takes them)",
+}
+"""What recipes above single actions need, and where it is."""
+
 
 class Trainer:
     """R runs on one environment; `step` makes one update of all of them and returns their rows.
@@ -115,8 +122,8 @@ class Trainer:
             if recipe.level != "token" or objective.scope in ("sequence", "group"):
                 unit = recipe.level if recipe.level != "token" else objective.scope
                 raise RgpoError(
-                    f"{what} forms its ratio per {unit}, but a control "
-                    "task has one action per step: use its token-level relative, such as ppo"
+                    f"{what} needs {ELSEWHERE[unit]}, and a control task has one action per step: "
+                    "use a recipe of actions, such as ppo"
                 )
 
     def _make_learner(self, shapes: dict[str, tuple[int, ...]]) -> Learner:

@@ -58,21 +58,32 @@ def unfit_recipe(recipe: Recipe, args: RecipeConfig) -> None:
     """RgpoError naming the input or the mechanism that this trainer does not have."""
     objective, name = recipe.objective, recipe.name
     missing = [needed for needed in objective.needs if needed not in FED]
+    control, own = "rgpo train can", "a loop of your own can"
     lacks = [
-        (missing, f"needs {', '.join(missing)}"),
-        (recipe.step == "natural-gradient", "takes natural-gradient steps"),
-        (recipe.anchor_decay, "needs an average of past policies"),
-        (recipe.data == "expert", "learns from an expert's samples"),
-        (objective.scope == "group", "compares the completions of a prompt with each other"),
+        (missing, f"needs {', '.join(missing)}", control),
+        (recipe.step == "natural-gradient", "takes natural-gradient steps", control),
+        (recipe.anchor_decay, "needs an average of past policies", control),
+        (
+            recipe.data == "expert",
+            "learns from an expert's samples",
+            f"{own} (docs/objectives/pairs.md)",
+        ),
+        (
+            objective.scope == "group",
+            "compares the completions of a prompt with each other",
+            f"{own} (rgpo.core.loss.group_loss)",
+        ),
         (
             type(objective).learning_rate_scale is not Objective.learning_rate_scale,
             "sets the learning rate by itself",
+            f"{own} (Objective.learning_rate_scale)",
         ),
     ]
-    for lacking, what in lacks:
+    for lacking, what, elsewhere in lacks:
         if lacking:
             raise RgpoError(
-                f"recipe {name!r} {what}, which this trainer cannot: choose another recipe"
+                f"recipe {name!r} {what}, which this trainer cannot and {elsewhere}: choose "
+                "another recipe"
             )
     if "median_advantage" in objective.needs and args.advantage == "critic":
         raise RgpoError(f"recipe {name!r} needs the median of a group: use advantage='group'")
