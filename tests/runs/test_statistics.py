@@ -11,7 +11,6 @@ from rgpo.runs.statistics import (
     interval,
     probability_of_improvement,
     rank_test,
-    ranks,
     relative_change,
     summarize,
 )
@@ -188,26 +187,3 @@ def test_rank_test_is_wrong_as_often_as_it_says():
     draws = generator.normal(size=(2000, 8, 4))
     wrong = np.mean([rank_test(x[:3], x[3:]) < 0.1 for x in draws])
     assert 0.06 < wrong < 0.11
-
-
-def test_ranks_by_hand():
-    scores = {
-        "best": [[9.0, 9.0], [5.0, 5.0, 5.0]],
-        "tied": [[1.0, 3.0], [2.0]],
-        "other": [[2.0, 2.0], [1.0]],
-    }
-    found = ranks(scores)
-    assert (found["best"].mean, found["best"].low, found["best"].high) == (1, 1, 1)
-    assert found["tied"].mean == (2.5 + 2) / 2  # its mean of 2 is the other's on the first task
-    assert found["other"].mean == (2.5 + 3) / 2
-    assert (found["tied"].low, found["tied"].high) == (2, 2.5)  # its two runs: 1 loses, 3 wins
-
-
-def test_ranks_of_noise_reach_over_the_middle():
-    generator = np.random.default_rng(0)
-    alike = {str(i): list(generator.normal(size=(4, 5))) for i in range(10)}
-    found = ranks(alike)
-    assert sum(r.low < 5.5 < r.high for r in found.values()) >= 8
-    assert np.mean([r.mean for r in found.values()]) == pytest.approx(5.5)
-    better = ranks(alike | {"better": list(generator.normal(9, size=(4, 5)))})["better"]
-    assert (better.mean, better.low, better.high) == (1, 1, 1)

@@ -103,23 +103,22 @@ def test_tables_and_sentences_say_what_the_scores_are(tmp_path):
     assert "rgpo study staleness" in write(done, "rgpo study staleness").read_text()
 
 
-def test_ranks_are_over_all_tasks_and_say_what_they_rest_on(tmp_path):
+def test_all_tasks_together_on_one_scale(tmp_path):
     done = finished(tmp_path)
     found = places(done)
-    assert [(p.arm, p.fresh.mean, p.stale.mean) for p in found] == [
-        ("spo", 1, 1),
-        ("ppo", 2, 2),
-        ("rgpo", 3, 3),
-    ]
+    assert [p.arm for p in found] == ["spo", "ppo", "rgpo"]
+    best, middle, worst = (p.fresh.mean for p in found)
+    assert best == pytest.approx(1, abs=1e-12)  # the highest mean of all, in both tasks alike
+    span = 150 - (90 - 2 * 4 - 40)  # the lowest: rgpo at age 4, with the rate tuned at age 0
+    assert best - middle == pytest.approx(50 / span, rel=1e-6)
+    assert best - worst == pytest.approx(60 / span, rel=1e-6)
     fresh, old = leading(found, 2)
-    assert fresh == (
-        "Best ranks of 3 recipes on fresh data: spo 1.0 [1.0, 1.0], ppo 2.0 [2.0, 2.0]."
-    )
+    assert fresh.startswith("Highest of 3 recipes on fresh data: spo 0.998 [")
     assert "on old data: spo" in old
     grid, correlation = caveats(done)
     assert grid == "6 of 12 tuned learning rates are the highest of the grid."
     assert "correlate by 1, 1 (A, B)" in correlation  # Known's noise is the seed's at every age
-    assert "| spo | 1.0 [1.0, 1.0] | 1.0 [1.0, 1.0] |" in markdown(done, "")
+    assert "| spo | 0.998 [" in markdown(done, "")
 
 
 def test_a_run_that_diverged_without_a_score_is_the_worst_of_its_task(tmp_path):

@@ -9,7 +9,7 @@ Shapes: R runs, K tasks, P points of a curve.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,18 +78,6 @@ class Change:
     """Upper end of its interval."""
     single: bool
     """True if one of the two has one run: the interval is then too narrow to be believed."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """The place of one method among all, 1 for the best, averaged over tasks (ties share)."""
-
-    mean: float
-    """By the mean score on each task."""
-    low: float
-    """Lower end of its interval."""
-    high: float
-    """Upper end of its interval."""
 
 
 @dataclass(frozen=True)
@@ -184,43 +172,6 @@ def rank_test(a: ArrayLike, b: ArrayLike) -> float:
         chances = np.convolve(chances, _mann_whitney(len(first), len(second)))
     extreme = int(np.ceil((pairs - 1) / 2 + abs(above)))
     return float(min(1.0, 2 * chances[extreme:].sum()))
-
-
-def ranks(
-    scores: Mapping[str, Sequence[ArrayLike]],
-    *,
-    confidence: float = 0.95,
-    reps: int = 2000,
-    seed: int = 0,
-) -> dict[str, Rank]:
-    """Rank the methods on K tasks by their means; each has K arrays (R,), R may differ.
-
-    Percentile bootstrap over the runs of each method and task. Noise draws ranks towards the
-    middle, so that the intervals of the first and the last are too cautious.
-    """
-    from scipy import stats
-
-    generator = np.random.default_rng(seed)
-    tasks = [
-        [_matrix(n, runs)[:, 0] for n, runs in zip(scores, t, strict=True)]
-        for t in zip(*scores.values(), strict=True)
-    ]
-
-    def placed(means: Callable[[NDArray[np.float64]], Any]) -> NDArray[np.float64]:
-        """Mean rank over tasks of means (reps,) of every method: (methods, reps)."""
-        each = [stats.rankdata([-means(runs) for runs in task], axis=0) for task in tasks]
-        return np.mean(each, axis=0)
-
-    def resampled(runs: NDArray[np.float64]) -> NDArray[np.float64]:
-        return runs[generator.integers(len(runs), size=(reps, len(runs)))].mean(1)
-
-    point = placed(lambda runs: runs.mean(keepdims=True))[:, 0]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(placed(resampled), [tail, 1 - tail], axis=1)
-    return {
-        name: Rank(*map(float, place))
-        for name, place in zip(scores, zip(point, low, high, strict=True), strict=True)
-    }
 
 
 def discoveries(p_values: Mapping[str, float]) -> list[str]:

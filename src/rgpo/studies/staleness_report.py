@@ -13,12 +13,10 @@ from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, page
 from rgpo.runs.statistics import (
     Improvement,
-    Rank,
     Summary,
     discoveries,
     probability_of_improvement,
     rank_test,
-    ranks,
     summarize,
 )
 from rgpo.runs.table import chance, number
@@ -32,14 +30,16 @@ WEIGHTS = {
     "active_clip_fraction": "share under 0.05",
     "pull_back_fraction": "share pulling back",
     "ess": "ESS",
-    "kl": "KL per update",
     "kl_spike": "KL spikes",
 }
 """Columns about the weights, averaged over ages and seeds."""
 
 
-PLACES = ["recipe", "rank on fresh data", "rank on old data"]
-"""Columns of the table of ranks."""
+MOVES = {"kl": "KL per update", "kl_behavior": "KL from behaviour"}
+"""Columns about how far the policy moves, on the youngest and on the oldest data."""
+
+PLACES = ["recipe", "score on fresh data", "score on old data"]
+"""Columns of the table over all tasks."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class Row:
 
     weights: dict[str, float]
     """Keys of WEIGHTS."""
+
+    moves: dict[str, tuple[float, float]]
+    """Keys of MOVES: on the youngest data, on the oldest."""
 
 
 def rows(study: Study, task: str) -> list[Row]:
@@ -116,38 +119,35 @@ class Place:
     """Where one recipe stands among all, over all tasks."""
 
     arm: str
-    fresh: Rank
-    stale: Rank
-    """Over all older ages together."""
+    fresh: Summary
+    """Of scores on a scale from 0, a task's lowest mean of any recipe and age, to 1, its highest.
+    """
+
+    stale: Summary
+    """The same over all older ages together."""
 
 
 def places(study: Study) -> list[Place]:
     """The recipes that every task can train, the best on old data first."""
-    tasks = [_by_arm(study, task) for task in study.tasks]
-    if not all(tasks):
-        return []
-    shared = [arm for arm in tasks[0] if all(arm in runs for runs in tasks)]
-
-    def ranked(ages: Sequence[int]) -> dict[str, Rank]:
-        cells = {
-            arm: [_matrix(runs[arm], [age])[:, 0] for runs in tasks for age in ages]
-            for arm in shared
-        }
-        return ranks(cells)
-
+    tasks = [_scaled(_by_arm(study, task)) for task in study.tasks]
     youngest, *older = study.ages
-    fresh, stale = ranked([youngest]), ranked(older)
-    found = [Place(arm, fresh[arm], stale[arm]) for arm in shared]
-    return sorted(found, key=lambda place: place.stale.mean)
+
+    def over(arm: str, ages: Sequence[int]) -> Summary:
+        cells = [runs[arm][age] for runs in tasks for age in ages]
+        return summarize({arm: _matrix(cells)})[arm]
+
+    shared = [arm for arm in tasks[0] if all(arm in runs for runs in tasks)]
+    found = [Place(arm, over(arm, [youngest]), over(arm, older)) for arm in shared]
+    return sorted(found, key=lambda place: -place.stale.iqm)
 
 
 def leading(found: Sequence[Place], count: int = 5) -> list[str]:
-    """Two sentences: the best on fresh data and the best on old data, with their ranks."""
+    """Two sentences: the best on fresh data and the best on old data."""
     told = []
     for what, pick in (("fresh", "fresh"), ("old", "stale")):
-        order = sorted(found, key=lambda place: getattr(place, pick).mean)[:count]
-        named = ", ".join(f"{place.arm} {_placed(getattr(place, pick))}" for place in order)
-        told.append(f"Best ranks of {len(found)} recipes on {what} data: {named}.")
+        order = sorted(found, key=lambda place: -getattr(place, pick).iqm)[:count]
+        named = ", ".join(f"{place.arm} {scored(getattr(place, pick))}" for place in order)
+        told.append(f"Highest of {len(found)} recipes on {what} data: {named}.")
     return told
 
 
@@ -190,7 +190,11 @@ def markdown(study: Study, command: str) -> str:
     parts = [f"Command: `{command}`\n"]
     found = places(study)
     if found:
-        parts += ["\n## Ranks\n", *(f"- {s}" for s in (*leading(found), *caveats(study))), ""]
+        parts += [
+            "\n## All tasks together\n",
+            *(f"- {s}" for s in (*leading(found), *caveats(study))),
+            "",
+        ]
         parts.append(markdown_table(PLACES, map(_place_cells, found)))
     for task in study.tasks:
         table = rows(study, task)
@@ -230,7 +234,7 @@ def _body(study: Study, command: str) -> Iterator[str]:
     found = places(study)
     if found:
         told = "".join(f"<p>{escape(s)}</p>" for s in (*leading(found), *caveats(study)))
-        yield f'<h2>Ranks</h2><section class="card">{told}</section>'
+        yield f'<h2>All tasks together</h2><section class="card">{told}</section>'
         yield html_table(PLACES, map(_place_cells, found))
     for index, task in enumerate(study.tasks):
         table = rows(study, task)
@@ -295,19 +299,29 @@ def _improvements(table: Sequence[Row]) -> go.Figure:
     return styled(figure, height=140 + 19 * len(table), hovermode="closest")
 
 
-def _placed(rank: Rank) -> str:
-    return f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]"
-
-
 def _place_cells(place: Place) -> list[str]:
-    return [place.arm, _placed(place.fresh), _placed(place.stale)]
+    return [place.arm, scored(place.fresh), scored(place.stale)]
+
+
+def _scaled(runs: dict[str, dict[int, list[Result]]]) -> dict[str, dict[int, list[Result]]]:
+    """The same runs with scores from 0, the lowest mean of a recipe at an age, to 1."""
+    means = [np.mean([score(r) for r in cell]) for ages in runs.values() for cell in ages.values()]
+    low, size = min(means, default=0.0), max(np.ptp(means), 1e-12) if means else 1.0
+
+    def scaled(result: Result) -> Result:
+        return result | {"final_return": (score(result) - low) / size}
+
+    return {
+        arm: {age: [scaled(r) for r in cell] for age, cell in ages.items()}
+        for arm, ages in runs.items()
+    }
 
 
 def _seed_correlation(runs: dict[str, dict[int, list[Result]]]) -> float:
     """Correlation of two ages' scores of one seed, each less the mean of its recipe and age."""
     products, squares = [], []
     for ages in runs.values():
-        scores = _matrix(ages, sorted(ages))
+        scores = _matrix(list(ages.values()))
         off = scores - scores.mean(0)
         if len(off) > 1:
             every = off.T @ off
@@ -318,7 +332,16 @@ def _seed_correlation(runs: dict[str, dict[int, list[Result]]]) -> float:
 
 def _heads(ages: Sequence[int]) -> list[str]:
     scores = (f"age {a}" for a in ages)
-    return ["recipe", "n", "learning rate", *scores, "P fresh", "P old", *WEIGHTS.values()]
+    return [
+        "recipe",
+        "n",
+        "learning rate",
+        *scores,
+        "P fresh",
+        "P old",
+        *WEIGHTS.values(),
+        *MOVES.values(),
+    ]
 
 
 def _cells(row: Row, ages: Sequence[int]) -> list[str]:
@@ -326,7 +349,9 @@ def _cells(row: Row, ages: Sequence[int]) -> list[str]:
     scores = [scored(row.scores[a]) for a in ages]
     against = [chance(a and a.chance) for a in (row.fresh, row.stale)]
     rate = " / ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates.values()))
-    return [row.arm, runs, rate, *scores, *against, *(number(row.weights[k]) for k in WEIGHTS)]
+    weights = [number(row.weights[key]) for key in WEIGHTS]
+    moves = [" → ".join(map(number, row.moves[key])) for key in MOVES]
+    return [row.arm, runs, rate, *scores, *against, *weights, *moves]
 
 
 def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:
@@ -346,13 +371,14 @@ def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Resul
     fresh, stale = (None, None) if baseline is None else _compare(ages, baseline)
     return Row(
         arm,
-        {age: summarize({arm: _matrix(ages, [age])})[arm] for age in ages},
+        {age: summarize({arm: _matrix([cell])})[arm] for age, cell in ages.items()},
         {age: results[0]["learning_rate"] for age, results in ages.items()},
         min(len(results) for results in ages.values()),
         sum(result["failed"] is not None for result in every),
         fresh,
         stale,
         {key: _mean(every, key) for key in WEIGHTS},
+        {key: (_mean(ages[min(ages)], key), _mean(ages[max(ages)], key)) for key in MOVES},
     )
 
 
@@ -361,16 +387,19 @@ def _compare(
 ) -> tuple[Against, Against]:
     """On the youngest data, and on all older ones together."""
     youngest, *older = sorted(ages)
-    pairs = [[_matrix(runs, chosen) for runs in (ages, other)] for chosen in ([youngest], older)]
+    pairs = [
+        [_matrix([runs[age] for age in chosen]) for runs in (ages, other)]
+        for chosen in ([youngest], older)
+    ]
     fresh, stale = (Against(probability_of_improvement(*p), rank_test(*p)) for p in pairs)
     return fresh, stale
 
 
-def _matrix(ages: dict[int, list[Result]], chosen: Sequence[int]) -> np.ndarray:
-    """Scores (seeds, ages), of the seeds that every one of the chosen ages has."""
-    seeds = set.intersection(*({r["seed"] for r in ages[age]} for age in chosen))
-    by_age = [{r["seed"]: score(r) for r in ages[age]} for age in chosen]
-    return np.array([[scores[seed] for scores in by_age] for seed in sorted(seeds)])
+def _matrix(cells: Sequence[Sequence[Result]]) -> np.ndarray:
+    """Scores (seeds, cells), of the seeds that every one of the cells has."""
+    by_cell = [{r["seed"]: score(r) for r in cell} for cell in cells]
+    seeds = set.intersection(*(set(scores) for scores in by_cell))
+    return np.array([[scores[seed] for scores in by_cell] for seed in sorted(seeds)])
 
 
 def _mean(results: Sequence[Result], key: str) -> float:
