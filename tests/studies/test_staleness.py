@@ -118,7 +118,9 @@ def test_all_tasks_together_on_one_scale(tmp_path):
     grid, correlation = caveats(done)
     assert grid == "6 of 12 tuned learning rates are the highest of the grid."
     assert "correlate by 1, 1 (A, B)" in correlation  # Known's noise is the seed's at every age
-    assert "| spo | 0.998 [" in markdown(done, "")
+    text = markdown(done, "")
+    assert "| spo | 0.998 [" in text
+    assert r"| mean \|w\|/\|A\| |" in text
 
 
 def test_a_run_that_diverged_without_a_score_is_the_worst_of_its_task(tmp_path):
@@ -201,3 +203,14 @@ def test_contrasts_tell_one_difference_each(tmp_path):
     assert "(p = 0.1)" in penalty
     assert "rgpo scores higher than ppo-kl with 100%" in gate
     assert set(done.leaders()) >= {"rgpo-signed", "rgpo-gate", "ppo-kl", "ppo"}
+
+
+def test_leaders_are_the_best_on_fresh_and_the_best_on_old_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(staleness, "LEADERS", 1)
+    quality = {"bapo": (100, 0), "dro": (0, 100), "sapo": (90, 90), "ppo": (0, 0)}
+    done = staleness.make("control", tmp_path, Known(), ("A",), tuple(quality))
+    first = [Cell("A", arm, age, 0, 1e-3) for arm in quality for age in done.ages]
+    scores = [{"final_return": quality[c.arm][c.staleness > 0], "failed": None} for c in first]
+    lines = [dataclasses.asdict(c) | s for c, s in zip(first, scores, strict=True)]
+    (tmp_path / RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert done.leaders() == ["bapo", "dro", "ppo"]

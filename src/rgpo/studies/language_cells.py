@@ -44,7 +44,7 @@ LONGEST = 7
 
 SHAPE = Shape(vocabulary=3 + len(LETTERS), length=2 * LONGEST + 2)
 PROMPTS, GROUP, EPOCHS, MINIBATCHES = 8, 8, 2, 2
-UPDATES = 100
+UPDATES = 80
 MAX_GRAD_NORM = 1.0
 
 REFERENCE_ANCHOR = ("dpo", "ipo")
@@ -83,7 +83,7 @@ class LanguageCells:
     """Where the warm-started model is kept."""
 
     updates: int = UPDATES
-    seconds_per_run: float = 6.0
+    seconds_per_run: float = 7.0
 
     def refusal(self, task: str, arm: str) -> str | None:
         """Why this arm cannot be trained on this task, None if it can."""

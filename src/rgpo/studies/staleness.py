@@ -6,7 +6,7 @@ chosen on seeds that are not reported. Three phases, each resumable:
 
     tune      every recipe x learning rate x tuning seeds, on fresh and on old data
     first     every recipe at its learning rates, a few seeds at every age
-    leaders   more seeds for the ten best of those, the baseline and a few contrasts
+    leaders   more seeds for the ten best of those on fresh and on old data, and a few contrasts
 """
 
 import os
@@ -23,7 +23,7 @@ from rgpo.core import recipes
 from rgpo.errors import RgpoError
 from rgpo.studies.control_cells import ControlCells
 from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_phases
-from rgpo.studies.tuning import RATES, best_rates, score
+from rgpo.studies.tuning import RATES, best_rates, judged, scaled, score
 
 AGES = {"control": (0, 1, 2, 4, 8, 16), "language": (0, 8, 32)}
 """Updates between the policy that acts and the one that learns."""
@@ -133,22 +133,20 @@ class Study:
         return best_rates(tuned, lambda r: (r["task"], r["arm"], r["staleness"]))
 
     def leaders(self) -> list[str]:
-        """The arms with the best mean rank over tasks and ages in the first seeds, and a few more.
+        """The best ten arms on fresh data and on old ones in the first seeds, and a few more.
 
-        The baseline and the recipes of CONTRASTS get as many seeds in any case.
+        By the mean over tasks and ages on one scale. The baseline and the recipes of CONTRASTS get
+        as many seeds in any case.
         """
-        means: dict[tuple[str, int], dict[str, list[float]]] = {}
-        for result in self.results(FIRST_SEEDS):
-            cell = means.setdefault((result["task"], result["staleness"]), {})
-            cell.setdefault(result["arm"], []).append(score(result))
-        ranks: dict[str, list[float]] = {}
-        for arms in means.values():
-            order = sorted(arms, key=lambda arm: -float(np.mean(arms[arm])))
-            for place, arm in enumerate(order):
-                ranks.setdefault(arm, []).append(place / max(len(order) - 1, 1))
-        best = sorted(ranks, key=lambda arm: float(np.mean(ranks[arm])))[:LEADERS]
-        kept = {*best, BASELINES[self.workload], *chain.from_iterable(CONTRASTS)}
-        return [arm for arm in ranks if arm in kept]
+        found = scaled(judged(self.results(FIRST_SEEDS)))
+        kept = {BASELINES[self.workload], *chain.from_iterable(CONTRASTS)}
+        for fresh in (True, False):
+            scores: dict[str, list[float]] = {}
+            for result in found:
+                if (result["staleness"] == self.ages[0]) == fresh:
+                    scores.setdefault(result["arm"], []).append(score(result))
+            kept |= set(sorted(scores, key=lambda arm: -float(np.mean(scores[arm])))[:LEADERS])
+        return [arm for arm in self.arms if arm in kept]
 
     def results(self, seeds: Sequence[int]) -> list[Result]:
         """Results of these seeds, of arms and ages that belong to the study."""
@@ -173,7 +171,7 @@ class Study:
         first = missing(self.tuning(), self.directory)
         done = self.results((*FIRST_SEEDS, *LEADER_SEEDS))
         known = {BASELINES[self.workload], *chain.from_iterable(CONTRASTS)}
-        leading = min(LEADERS + len(known), len(self.arms)) * len(self.tasks) * len(self.ages)
+        leading = min(2 * LEADERS + len(known), len(self.arms)) * len(self.tasks) * len(self.ages)
         total = arms * len(FIRST_SEEDS) + leading * len(LEADER_SEEDS)
         return {"tune": len(first), "report": max(0, total - len(done))}
 

@@ -23,7 +23,7 @@ from rgpo.runs.table import chance, number
 from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
 from rgpo.studies.text import html_table, listed, markdown_table, scored
-from rgpo.studies.tuning import RATES, judged, score
+from rgpo.studies.tuning import RATES, judged, scaled, score
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
@@ -129,7 +129,7 @@ class Place:
 
 def places(study: Study) -> list[Place]:
     """The recipes that every task can train, the best on old data first."""
-    tasks = [_scaled(_by_arm(study, task)) for task in study.tasks]
+    tasks = [_by_arm(study, task, scale=True) for task in study.tasks]
     youngest, *older = study.ages
 
     def over(arm: str, ages: Sequence[int]) -> Summary:
@@ -209,7 +209,10 @@ def markdown(study: Study, command: str) -> str:
         parts.append(markdown_table(_heads(ages), [_cells(row, ages) for row in table]))
     if study.refused:
         parts += ["\n## Not run\n"]
-        parts += [f"- {task}: {reason}" for (task, _), reason in study.refused.items()]
+        reasons: dict[str, list[str]] = {}
+        for (task, _), reason in study.refused.items():
+            reasons.setdefault(reason, []).append(task)
+        parts += [f"- {', '.join(tasks)}: {reason}" for reason, tasks in reasons.items()]
     return "\n".join(parts) + "\n"
 
 
@@ -303,20 +306,6 @@ def _place_cells(place: Place) -> list[str]:
     return [place.arm, scored(place.fresh), scored(place.stale)]
 
 
-def _scaled(runs: dict[str, dict[int, list[Result]]]) -> dict[str, dict[int, list[Result]]]:
-    """The same runs with scores from 0, the lowest mean of a recipe at an age, to 1."""
-    means = [np.mean([score(r) for r in cell]) for ages in runs.values() for cell in ages.values()]
-    low, size = min(means, default=0.0), max(np.ptp(means), 1e-12) if means else 1.0
-
-    def scaled(result: Result) -> Result:
-        return result | {"final_return": (score(result) - low) / size}
-
-    return {
-        arm: {age: [scaled(r) for r in cell] for age, cell in ages.items()}
-        for arm, ages in runs.items()
-    }
-
-
 def _seed_correlation(runs: dict[str, dict[int, list[Result]]]) -> float:
     """Correlation of two ages' scores of one seed, each less the mean of its recipe and age."""
     products, squares = [], []
@@ -354,11 +343,12 @@ def _cells(row: Row, ages: Sequence[int]) -> list[str]:
     return [row.arm, runs, rate, *scores, *against, *weights, *moves]
 
 
-def _by_arm(study: Study, task: str) -> dict[str, dict[int, list[Result]]]:
+def _by_arm(study: Study, task: str, *, scale: bool = False) -> dict[str, dict[int, list[Result]]]:
     """Reported results at the chosen learning rates; arms that have some at every age."""
     rates = study.chosen_rates()
+    results = judged(study.results((*FIRST_SEEDS, *LEADER_SEEDS)))
     found: dict[str, dict[int, list[Result]]] = {}
-    for result in judged(study.results((*FIRST_SEEDS, *LEADER_SEEDS))):
+    for result in scaled(results) if scale else results:
         arm, age = result["arm"], result["staleness"]
         chosen = rates.get((result["task"], arm, study.tuned_at(age)))
         if result["task"] == task and result["learning_rate"] == chosen:

@@ -27,8 +27,11 @@ def listed(numbers: Iterable[float]) -> str:
 
 def markdown_table(heads: list[str], rows: Iterable[list[str]]) -> str:
     """A table of a docs page."""
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(heads), "|---" * len(heads) + "|", *map(line, rows)])
 
 
 def html_table(heads: list[str], rows: Iterable[list[str]]) -> str:

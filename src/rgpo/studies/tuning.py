@@ -1,6 +1,6 @@
 """Choosing learning rates: one grid for every arm, the best mean on seeds that are not reported."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -32,6 +32,18 @@ def judged(results: Iterable[Result]) -> list[Result]:
         else result
         for result in found
     ]
+
+
+def scaled(results: Sequence[Result]) -> list[Result]:
+    """The same with scores from 0 to 1: a task's lowest and highest mean of an arm at an age."""
+    cells: dict[str, dict[tuple[str, int], list[float]]] = {}
+    for result in results:
+        task = cells.setdefault(result["task"], {})
+        task.setdefault((result["arm"], result["staleness"]), []).append(score(result))
+    means = {task: [np.mean(scores) for scores in found.values()] for task, found in cells.items()}
+    low = {task: float(np.min(found)) for task, found in means.items()}
+    size = {task: float(np.ptp(found)) or 1.0 for task, found in means.items()}
+    return [r | {"final_return": (score(r) - low[r["task"]]) / size[r["task"]]} for r in results]
 
 
 def best_rates(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, float]:
