@@ -36,6 +36,14 @@ GOLDEN = [
     # c = 0.5/0.5 = 1: flat below 0.8; c = 0.5/0.8 = 0.625: down to 0.425
     ("remix", 0.5, -1.0, 0.5, -0.8, 0.0),
     ("remix", 0.5, -1.0, 0.8, -0.5, -0.5),
+    # k = 10, u = 1.2: tanh 1 = 0.76159416, sech^2 1 = 0.41997434; c = 1, then 3 cut to 2
+    ("rgpo-decoupled", 1.2, 1.0, 1.2, 1 + 0.2 * 0.76159415596, 1.2 * 0.41997434161),
+    ("rgpo-decoupled", 3.6, -1.0, 1.2, -2 - 0.4 * 0.76159415596, -2.4 * 0.41997434161),
+    ("rgpo-decoupled", 3.0, 1.0, 1.0, 2.0, 2.0),
+    ("rgpo-decoupled", 0.6, -1.0, 1.2, -0.5 - 0.1 * 0.76159415596, -0.6 * 0.41997434161),
+    ("rgpo-decoupled-signed", 1.2, 1.0, 1.2, 1 + 0.2 * 0.76159415596, 1.2 * 0.41997434161),
+    ("rgpo-decoupled-signed", 3.6, -1.0, 1.2, -2.4, -2.4),
+    ("rgpo-decoupled-signed", 0.6, -1.0, 1.2, -0.6, -0.6),
     # one token: the sequence ratio is its own
     ("gspo-token", 1.0005, 1.0, None, 1.0004, 0.0),
     ("gspo-token", 1.0003, 1.0, None, 1.0003, 1.0003),
@@ -107,6 +115,7 @@ LIMITS = {
     "ppo-ewma": (0, 0, 0, 100),
     "ppo-ewma-revised": (0, 0, 0, INF),
     "remix": (0, 0, 0, INF),
+    "rgpo-decoupled-signed": (0, 0, 0, 3),
     "gspo-token": (0, 0, 0, INF),
     "luspo": (0, 0, 0, INF),
     "gmpo": (0, 0, 0, INF),

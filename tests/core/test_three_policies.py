@@ -100,3 +100,26 @@ def test_remix_leaves_stale_data_unclipped_at_the_start_of_the_update():
     d = prox - old
     torch.testing.assert_close(ReMix().weight(d, a, torch.zeros_like(d)), d.exp() * a)
     assert torch.count_nonzero(PPO().weight(d, a)) < len(d)
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"), [("rgpo-decoupled", "rgpo-gate"), ("rgpo-decoupled-signed", "rgpo-signed")]
+)
+def test_a_decoupled_gate_is_the_gate_alone_on_fresh_data_and_bounded_on_any(name, alone):
+    new, old, prox, a = draw(spread=4.0)
+    objective, gate = recipes.get(name).objective, recipes.get(alone).objective
+    torch.testing.assert_close(objective.value(new - old, a, new - old), gate.value(new - old, a))
+    torch.testing.assert_close(objective.weight(new - old, a, new - old), gate.weight(new - old, a))
+    weight = objective.weight(new - old, a, new - prox)
+    assert (weight.abs() <= objective.sup_weight * a.abs() * (1 + 1e-12)).all()
+    # the same way of this update counts alike however old the data are, up to the truncation
+    u, older = new - prox, torch.log(torch.tensor([1.5, 2.0, 9.0], dtype=torch.float64))
+    near = [objective.weight(u + c, a, u) for c in older]
+    torch.testing.assert_close(near[0] / 1.5, near[1] / 2)
+    torch.testing.assert_close(near[1], near[2])
+
+
+@pytest.mark.parametrize("wrong", [{"side": "left"}, {"correction_high": 0.5}, {"sharpness": -1.0}])
+def test_bad_settings_of_a_decoupled_gate_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        recipes.get("rgpo-decoupled").configure(**wrong)

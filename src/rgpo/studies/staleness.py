@@ -40,6 +40,9 @@ CONTRASTS = {
     ("rgpo-pullback", "rgpo-signed"): "a bounded pull back, against none",
     ("rgpo", "rgpo-gate"): "KL penalty on top of the gate",
     ("rgpo", "ppo-kl"): "gate on top of the KL penalty",
+    ("rgpo-decoupled", "rgpo-gate"): "gate around the present policy, against the old one",
+    ("rgpo-decoupled-signed", "rgpo-signed"): "the same, sign-aware",
+    ("rgpo-decoupled", "ppo-tis"): "gate in place of the clip, both around the present policy",
 }
 """Pairs of recipes that differ in one thing: what of RGPO does what."""
 
