@@ -13,6 +13,7 @@ from rgpo.studies import staleness
 from rgpo.studies.control_cells import ControlCells
 from rgpo.studies.jobs import RESULTS, Cell, read_results
 from rgpo.studies.staleness import FIRST_SEEDS, LEADER_SEEDS, TUNING_SEEDS, Study
+from rgpo.studies.staleness_page import write
 from rgpo.studies.staleness_report import (
     caveats,
     conclusion,
@@ -21,7 +22,6 @@ from rgpo.studies.staleness_report import (
     markdown,
     places,
     rows,
-    write,
 )
 from rgpo.studies.tuning import judged
 
@@ -50,6 +50,7 @@ class Known:
             "failed": None,
             "weight_mean": 1.0,
             "kl_spike": 0.0,
+            "kl_behavior": quality / 1e4,
         }
 
 
@@ -99,6 +100,8 @@ def test_tables_and_sentences_say_what_the_scores_are(tmp_path):
     assert "1 lower" in old
     assert "rgpo 3" in ranks
     text = markdown(done, "rgpo study staleness")
+    assert "rank correlation of 1.00 over 3 recipes" in text
+    assert "0.0150 → 0.0150 |" in text
     assert "| spo | 5 | 0.001 / 0.0001 | 1" in text
     assert "rgpo study staleness" in write(done, "rgpo study staleness").read_text()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rgpo.studies import control as control_study
-from rgpo.studies import control_report, staleness_report
+from rgpo.studies import control_report, staleness_page, staleness_report
 from rgpo.studies import differentiable as pathwise
 from rgpo.studies import staleness as stale
 from rgpo.studies.jobs import Result, Watch
@@ -206,7 +206,7 @@ def _tell(study: stale.Study) -> int:
             console.print(sentence)
     text = study.directory / "tables.md"
     text.write_text(staleness_report.markdown(study, command))
-    console.print(f"tables: {text}\nreport: {staleness_report.write(study, command).resolve()}")
+    console.print(f"tables: {text}\nreport: {staleness_page.write(study, command).resolve()}")
     return 0
 
 

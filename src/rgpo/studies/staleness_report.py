@@ -1,16 +1,10 @@
 """What the staleness study says: tables, figures and sentences, all made from its results."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
 
-from rgpo.runs.atomic import write_atomic
-from rgpo.runs.figures import colors, styled
-from rgpo.runs.page import card, page
 from rgpo.runs.statistics import (
     Improvement,
     Summary,
@@ -22,7 +16,7 @@ from rgpo.runs.statistics import (
 from rgpo.runs.table import chance, number
 from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
-from rgpo.studies.text import html_table, listed, markdown_table, scored
+from rgpo.studies.text import listed, markdown_table, scored
 from rgpo.studies.tuning import RATES, judged, scaled, score
 
 WEIGHTS = {
@@ -40,6 +34,10 @@ MOVES = {"kl": "KL per update", "kl_behavior": "KL from behaviour"}
 
 PLACES = ["recipe", "score on fresh data", "score on old data"]
 """Columns of the table over all tasks."""
+
+SCALE = (
+    "On the scale of this table 0 is a task's lowest mean of any recipe at any age, 1 the highest."
+)
 
 
 @dataclass(frozen=True)
@@ -166,6 +164,19 @@ def caveats(study: Study) -> list[str]:
     return told
 
 
+def distance(table: Sequence[Row], task: str) -> str:
+    """How the score goes with the KL from behaviour on the oldest data, over the recipes."""
+    from scipy.stats import spearmanr
+
+    oldest = max(table[0].scores)
+    scores = [row.scores[oldest].iqm for row in table]
+    rank = float(spearmanr([row.moves["kl_behavior"][1] for row in table], scores).statistic)
+    return (
+        f"{task}, age {oldest}: the score and the KL from the policy that acted have a rank "
+        f"correlation of {rank:.2f} over {len(table)} recipes."
+    )
+
+
 def contrasts(study: Study, task: str) -> list[str]:
     """A sentence for every pair of recipes that differ in one thing."""
     runs = _by_arm(study, task)
@@ -192,10 +203,10 @@ def markdown(study: Study, command: str) -> str:
     if found:
         parts += [
             "\n## All tasks together\n",
-            *(f"- {s}" for s in (*leading(found), *caveats(study))),
+            *(f"- {s}" for s in (*leading(found), SCALE, *caveats(study))),
             "",
         ]
-        parts.append(markdown_table(PLACES, map(_place_cells, found)))
+        parts.append(markdown_table(PLACES, map(place_cells, found)))
     for task in study.tasks:
         table = rows(study, task)
         if not table:
@@ -206,7 +217,7 @@ def markdown(study: Study, command: str) -> str:
             *(f"- {s}" for s in sentences(study, task, table)),
             "",
         ]
-        parts.append(markdown_table(_heads(ages), [_cells(row, ages) for row in table]))
+        parts.append(markdown_table(columns(ages), [row_cells(row, ages) for row in table]))
     if study.refused:
         parts += ["\n## Not run\n"]
         reasons: dict[str, list[str]] = {}
@@ -218,91 +229,14 @@ def markdown(study: Study, command: str) -> str:
 
 def sentences(study: Study, task: str, table: Sequence[Row]) -> list[str]:
     """What the numbers of a task say."""
-    return [*conclusion(table, task, BASELINES[study.workload]), *contrasts(study, task)]
+    told = conclusion(table, task, BASELINES[study.workload])
+    if len(table) > 2:
+        told.append(distance(table, task))
+    return [*told, *contrasts(study, task)]
 
 
-def write(study: Study, command: str) -> Path:
-    """Write report.html beside the results and return its path."""
-    body = "".join(_body(study, command))
-    path = study.directory / "report.html"
-    write_atomic(path, page(f"Old data: {study.workload}", body).encode())
-    return path
-
-
-def _body(study: Study, command: str) -> Iterator[str]:
-    yield f"<header><h1>How good is every recipe when its data are old? ({study.workload})</h1>"
-    yield f"<p>{len(study.arms)} recipes, learning rates {listed(study.rates)} tuned on seeds that "
-    yield "are not shown; intervals are 95% bootstrap intervals of the interquartile mean.</p>"
-    yield "</header>"
-    found = places(study)
-    if found:
-        told = "".join(f"<p>{escape(s)}</p>" for s in (*leading(found), *caveats(study)))
-        yield f'<h2>All tasks together</h2><section class="card">{told}</section>'
-        yield html_table(PLACES, map(_place_cells, found))
-    for index, task in enumerate(study.tasks):
-        table = rows(study, task)
-        if not table:
-            continue
-        ages = list(table[0].scores)
-        told = "".join(f"<p>{escape(s)}</p>" for s in sentences(study, task, table))
-        yield f'<h2>{escape(task)}</h2><section class="card">{told}</section>'
-        read = (
-            "Interquartile mean of the final score against the age of the data in updates. The "
-            "eight best recipes, PPO and RGPO; click a name to hide it."
-        )
-        yield card("Score against age", read, _lines(table, ages), f"age{index}")
-        baseline = BASELINES[study.workload]
-        read = f"Probability that a run scores higher than one of {baseline}: fresh data, old data."
-        yield card(f"Better than {baseline}?", read, _improvements(table), f"better{index}")
-        yield html_table(_heads(ages), (_cells(row, ages) for row in table))
-    yield f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
-
-
-def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
-    figure = go.Figure()
-    always = {"ppo", "grpo", "rgpo", "rgpo-gate", "rgpo-signed"}
-    shown = [r for place, r in enumerate(table) if place < 8 or r.arm in always]
-    color = colors([row.arm for row in shown])
-    for row in shown:
-        scores = [row.scores[a] for a in ages]
-        figure.add_scatter(
-            x=[str(a) for a in ages],
-            y=[s.iqm for s in scores],
-            error_y={
-                "array": [s.iqm_high - s.iqm for s in scores],
-                "arrayminus": [s.iqm - s.iqm_low for s in scores],
-                "thickness": 1,
-            },
-            name=row.arm,
-            line={"color": color[row.arm], "width": 2.5},
-        )
-    figure.update_xaxes(title_text="age of the data, updates", type="category")
-    return styled(figure, height=460, hovermode="closest")
-
-
-def _improvements(table: Sequence[Row]) -> go.Figure:
-    figure = go.Figure()
-    for name, pick, symbol in (("fresh", "fresh", "circle"), ("old", "stale", "diamond")):
-        picked = [(r.arm, getattr(r, pick)) for r in reversed(table)]
-        compared = [(arm, against.chance) for arm, against in picked if against is not None]
-        figure.add_scatter(
-            x=[p.probability for _, p in compared],
-            y=[arm for arm, _ in compared],
-            error_x={
-                "array": [p.high - p.probability for _, p in compared],
-                "arrayminus": [p.probability - p.low for _, p in compared],
-                "thickness": 1,
-            },
-            mode="markers",
-            marker={"symbol": symbol},
-            name=f"{name} data",
-        )
-    figure.add_vline(x=0.5, line={"dash": "dot", "width": 1})
-    figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
-    return styled(figure, height=140 + 19 * len(table), hovermode="closest")
-
-
-def _place_cells(place: Place) -> list[str]:
+def place_cells(place: Place) -> list[str]:
+    """Its line of the table over all tasks."""
     return [place.arm, scored(place.fresh), scored(place.stale)]
 
 
@@ -319,7 +253,8 @@ def _seed_correlation(runs: dict[str, dict[int, list[Result]]]) -> float:
     return float(np.sum(products) / np.sum(squares)) if np.sum(squares) > 0 else float("nan")
 
 
-def _heads(ages: Sequence[int]) -> list[str]:
+def columns(ages: Sequence[int]) -> list[str]:
+    """Columns of the table of a task."""
     scores = (f"age {a}" for a in ages)
     return [
         "recipe",
@@ -333,7 +268,8 @@ def _heads(ages: Sequence[int]) -> list[str]:
     ]
 
 
-def _cells(row: Row, ages: Sequence[int]) -> list[str]:
+def row_cells(row: Row, ages: Sequence[int]) -> list[str]:
+    """Its line of that table."""
     runs = str(row.seeds) + (f" ({row.failed} diverged)" if row.failed else "")
     scores = [scored(row.scores[a]) for a in ages]
     against = [chance(a and a.chance) for a in (row.fresh, row.stale)]

@@ -1,0 +1,130 @@
+"""The staleness study's report: one HTML file that opens offline."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from rgpo.runs.atomic import write_atomic
+from rgpo.runs.figures import colors, styled
+from rgpo.runs.page import card, page
+from rgpo.studies.staleness import BASELINES, Study
+from rgpo.studies.staleness_report import (
+    PLACES,
+    SCALE,
+    Row,
+    caveats,
+    columns,
+    leading,
+    place_cells,
+    places,
+    row_cells,
+    rows,
+    sentences,
+)
+from rgpo.studies.text import html_table, listed
+
+
+def write(study: Study, command: str) -> Path:
+    """Write report.html beside the results and return its path."""
+    body = "".join(_body(study, command))
+    path = study.directory / "report.html"
+    write_atomic(path, page(f"Old data: {study.workload}", body).encode())
+    return path
+
+
+def _body(study: Study, command: str) -> Iterator[str]:
+    yield f"<header><h1>How good is every recipe when its data are old? ({study.workload})</h1>"
+    yield f"<p>{len(study.arms)} recipes, learning rates {listed(study.rates)} tuned on seeds that "
+    yield "are not shown; intervals are 95% bootstrap intervals of the interquartile mean.</p>"
+    yield "</header>"
+    found = places(study)
+    if found:
+        told = "".join(f"<p>{escape(s)}</p>" for s in (*leading(found), SCALE, *caveats(study)))
+        yield f'<h2>All tasks together</h2><section class="card">{told}</section>'
+        yield html_table(PLACES, map(place_cells, found))
+    for index, task in enumerate(study.tasks):
+        table = rows(study, task)
+        if not table:
+            continue
+        ages = list(table[0].scores)
+        told = "".join(f"<p>{escape(s)}</p>" for s in sentences(study, task, table))
+        yield f'<h2>{escape(task)}</h2><section class="card">{told}</section>'
+        read = (
+            "Interquartile mean of the final score against the age of the data in updates. The "
+            "eight best recipes, PPO and RGPO; click a name to hide it."
+        )
+        yield card("Score against age", read, _lines(table, ages), f"age{index}")
+        baseline = BASELINES[study.workload]
+        read = f"Probability that a run scores higher than one of {baseline}: fresh data, old data."
+        yield card(f"Better than {baseline}?", read, _improvements(table), f"better{index}")
+        read = (
+            "KL from the policy that acted to the one after the update, on the oldest data, and "
+            "the score there: one point for every recipe."
+        )
+        yield card("Who may leave the old policy?", read, _distances(table), f"distance{index}")
+        yield html_table(columns(ages), (row_cells(row, ages) for row in table))
+    yield f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
+
+
+def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
+    figure = go.Figure()
+    always = {"ppo", "grpo", "rgpo", "rgpo-gate", "rgpo-signed"}
+    shown = [r for place, r in enumerate(table) if place < 8 or r.arm in always]
+    color = colors([row.arm for row in shown])
+    for row in shown:
+        scores = [row.scores[a] for a in ages]
+        figure.add_scatter(
+            x=[str(a) for a in ages],
+            y=[s.iqm for s in scores],
+            error_y={
+                "array": [s.iqm_high - s.iqm for s in scores],
+                "arrayminus": [s.iqm - s.iqm_low for s in scores],
+                "thickness": 1,
+            },
+            name=row.arm,
+            line={"color": color[row.arm], "width": 2.5},
+        )
+    figure.update_xaxes(title_text="age of the data, updates", type="category")
+    return styled(figure, height=460, hovermode="closest")
+
+
+def _improvements(table: Sequence[Row]) -> go.Figure:
+    figure = go.Figure()
+    for name, pick, symbol in (("fresh", "fresh", "circle"), ("old", "stale", "diamond")):
+        picked = [(r.arm, getattr(r, pick)) for r in reversed(table)]
+        compared = [(arm, against.chance) for arm, against in picked if against is not None]
+        figure.add_scatter(
+            x=[p.probability for _, p in compared],
+            y=[arm for arm, _ in compared],
+            error_x={
+                "array": [p.high - p.probability for _, p in compared],
+                "arrayminus": [p.probability - p.low for _, p in compared],
+                "thickness": 1,
+            },
+            mode="markers",
+            marker={"symbol": symbol},
+            name=f"{name} data",
+        )
+    figure.add_vline(x=0.5, line={"dash": "dot", "width": 1})
+    figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
+    return styled(figure, height=140 + 19 * len(table), hovermode="closest")
+
+
+def _distances(table: Sequence[Row]) -> go.Figure:
+    figure, oldest = go.Figure(), max(table[0].scores)
+    named = {row.arm for row in table[:8]} | {"ppo", "grpo"}
+    named |= {row.arm for row in table if row.arm.startswith("rgpo")}
+    figure.add_scatter(
+        x=[row.moves["kl_behavior"][1] for row in table],
+        y=[row.scores[oldest].iqm for row in table],
+        text=[row.arm if row.arm in named else "" for row in table],
+        hovertext=[row.arm for row in table],
+        mode="markers+text",
+        textposition="top center",
+        textfont={"size": 10},
+    )
+    figure.update_xaxes(type="log", title_text=f"KL from behaviour, age {oldest}")
+    figure.update_yaxes(title_text=f"score, age {oldest}")
+    return styled(figure, height=460, hovermode="closest")
