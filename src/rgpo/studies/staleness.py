@@ -42,6 +42,7 @@ CONTRASTS = {
     ("rgpo", "ppo-kl"): "gate on top of the KL penalty",
     ("rgpo-decoupled", "rgpo-gate"): "gate around the present policy, against the old one",
     ("rgpo-decoupled-signed", "rgpo-signed"): "the same, sign-aware",
+    ("rgpo-decoupled-signed", "rgpo-decoupled"): "outward side only, around the present policy",
     ("rgpo-decoupled", "ppo-tis"): "gate in place of the clip, both around the present policy",
 }
 """Pairs of recipes that differ in one thing: what of RGPO does what."""
