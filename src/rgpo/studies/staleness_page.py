@@ -25,6 +25,12 @@ from rgpo.studies.staleness_report import (
 )
 from rgpo.studies.text import html_table, listed
 
+SHOWN = 6
+"""The best recipes that a figure shows."""
+
+NAMED = ("ppo", "grpo", "rgpo", "rgpo-gate", "rgpo-signed", "rgpo-decoupled")
+"""Recipes that every figure shows."""
+
 
 def write(study: Study, command: str) -> Path:
     """Write report.html beside the results and return its path."""
@@ -53,7 +59,7 @@ def _body(study: Study, command: str) -> Iterator[str]:
         yield f'<h2>{escape(task)}</h2><section class="card">{told}</section>'
         read = (
             "Interquartile mean of the final score against the age of the data in updates. The "
-            "eight best recipes, PPO and RGPO; click a name to hide it."
+            "six best recipes, PPO and RGPO; click a name to hide it."
         )
         yield card("Score against age", read, _lines(table, ages), f"age{index}")
         baseline = BASELINES[study.workload]
@@ -70,8 +76,7 @@ def _body(study: Study, command: str) -> Iterator[str]:
 
 def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
     figure = go.Figure()
-    always = {"ppo", "grpo", "rgpo", "rgpo-gate", "rgpo-signed"}
-    shown = [r for place, r in enumerate(table) if place < 8 or r.arm in always]
+    shown = [r for place, r in enumerate(table) if place < SHOWN or r.arm in NAMED]
     color = colors([row.arm for row in shown])
     for row in shown:
         scores = [row.scores[a] for a in ages]
@@ -87,7 +92,7 @@ def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
             line={"color": color[row.arm], "width": 2.5},
         )
     figure.update_xaxes(title_text="age of the data, updates", type="category")
-    return styled(figure, height=460, hovermode="closest")
+    return styled(figure, height=460, hovermode="closest").update_layout(showlegend=True)
 
 
 def _improvements(table: Sequence[Row]) -> go.Figure:
@@ -109,22 +114,26 @@ def _improvements(table: Sequence[Row]) -> go.Figure:
         )
     figure.add_vline(x=0.5, line={"dash": "dot", "width": 1})
     figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
-    return styled(figure, height=140 + 19 * len(table), hovermode="closest")
+    figure.update_yaxes(range=[-0.7, len(table) - 0.3])
+    styled(figure, height=140 + 19 * len(table), hovermode="closest")
+    return figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02})
 
 
 def _distances(table: Sequence[Row]) -> go.Figure:
     figure, oldest = go.Figure(), max(table[0].scores)
-    named = {row.arm for row in table[:8]} | {"ppo", "grpo"}
-    named |= {row.arm for row in table if row.arm.startswith("rgpo")}
-    figure.add_scatter(
-        x=[row.moves["kl_behavior"][1] for row in table],
-        y=[row.scores[oldest].iqm for row in table],
-        text=[row.arm if row.arm in named else "" for row in table],
-        hovertext=[row.arm for row in table],
-        mode="markers+text",
-        textposition="top center",
-        textfont={"size": 10},
-    )
+    order = sorted(table, key=lambda row: row.scores[oldest].iqm)
+    named = {order[0].arm, order[-1].arm, *NAMED}
+    for row in table:
+        figure.add_scatter(
+            x=[row.moves["kl_behavior"][1]],
+            y=[row.scores[oldest].iqm],
+            text=[row.arm if row.arm in named else ""],
+            name=row.arm,
+            mode="markers+text",
+            marker={"color": "#D55E00" if row.arm in named else "#64748B", "size": 8},
+            textposition="bottom right",
+            textfont={"size": 12},
+        )
     figure.update_xaxes(type="log", title_text=f"KL from behaviour, age {oldest}")
     figure.update_yaxes(title_text=f"score, age {oldest}")
     return styled(figure, height=460, hovermode="closest")
