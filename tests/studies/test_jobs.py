@@ -55,6 +55,27 @@ def test_a_line_that_was_cut_off_is_dropped_and_its_cell_is_missing(tmp_path):
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+def test_a_cell_counts_once_however_often_it_was_trained(tmp_path):
+    run_jobs([[cell(0)], [cell(1)]], double, tmp_path, workers=1)
+    path = tmp_path / RESULTS
+    path.write_text(2 * path.read_text())
+    assert [r["seed"] for r in read_results(tmp_path)] == [0, 1]
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    refused = []
+
+    def watch(*_):
+        with pytest.raises(RgpoError, match="another process trains in"):
+            run_jobs([[cell(1)]], double, tmp_path, workers=1)
+        refused.append(True)
+
+    run_jobs([[cell(0)]], double, tmp_path, workers=1, watch=watch)
+    assert refused == [True]
+    run_jobs([[cell(1)]], double, tmp_path, workers=1)
+    assert [r["seed"] for r in read_results(tmp_path)] == [0, 1]
+
+
 def test_damage_is_told(tmp_path):
     (tmp_path / RESULTS).write_text("{broken\n{}\n")
     with pytest.raises(RgpoError, match="is damaged"):

@@ -122,12 +122,12 @@ class ControlStudy:
     def results(self, task: str, variant: str) -> list[Result]:
         """Reported runs of one variant at its learning rate."""
         rate = self.rates().get((task, variant.partition(":")[0]))
-        return [
+        wanted = (task, variant, rate)
+        return judged(
             r
-            for r in judged(read_results(self.directory))
-            if (r["task"], r["arm"], r["learning_rate"]) == (task, variant, rate)
-            and r["seed"] in self.seeds
-        ]
+            for r in read_results(self.directory)
+            if (r["task"], r["arm"], r["learning_rate"]) == wanted and r["seed"] in self.seeds
+        )
 
     def _tuned(self) -> list[Result]:
         return [r for r in read_results(self.directory) if r["seed"] in TUNING_SEEDS]

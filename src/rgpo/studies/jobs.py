@@ -11,8 +11,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,7 +58,7 @@ Watch = Callable[[int, int, list[Result]], None]
 
 
 def read_results(directory: Path) -> list[Result]:
-    """Every result so far; a line that was cut off by a kill is left out."""
+    """Every result so far, one for each cell; a line that was cut off by a kill is left out."""
     path = directory / RESULTS
     if not path.exists():
         return []
@@ -71,9 +72,13 @@ def _parsed(path: Path, _changed: int, _size: int) -> tuple[Result, ...]:
     lines = path.read_text().splitlines(keepends=True)
     whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]
     try:
-        return tuple(json.loads(line) for line in whole)
+        results = [json.loads(line) for line in whole]
     except ValueError as error:
         raise RgpoError(f"{path} is damaged ({error}): move it away to start again") from None
+    found: dict[tuple[Any, ...], Result] = {}
+    for result in results:
+        found.setdefault(cell_of(result).key(), result)
+    return tuple(found.values())
 
 
 def cell_of(result: Result) -> Cell:
@@ -98,9 +103,20 @@ def run_jobs(
     """Run the jobs in `workers` processes (default: one per core), appending to results.jsonl.
 
     Ctrl-C ends at once: at most the jobs in progress are lost. RgpoError with the first error of a
-    job, after the others in progress have ended.
+    job, after the others in progress have ended, or if another process trains in the directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        _run_all(jobs, train, directory, workers, watch)
+
+
+def _run_all(
+    jobs: Sequence[Sequence[Cell]],
+    train: Train,
+    directory: Path,
+    workers: int | None,
+    watch: Watch | None,
+) -> None:
     _drop_cut_line(directory / RESULTS)
     total, done = sum(map(len, jobs)), 0
     context = multiprocessing.get_context("spawn")
@@ -124,6 +140,21 @@ def run_jobs(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Nobody else trains in this directory meanwhile; the lock ends with the process."""
+    import fcntl  # not on Windows, where the rest of this module can be imported
+
+    with (directory / RESULTS).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RgpoError(
+                f"another process trains in {directory}: wait for its end, or choose another --out"
+            ) from None
+        yield
 
 
 def run_phases(

@@ -45,7 +45,10 @@ CONTRASTS = {
     ("rgpo-decoupled-signed", "rgpo-decoupled"): "outward side only, around the present policy",
     ("rgpo-decoupled", "ppo-tis"): "gate in place of the clip, both around the present policy",
 }
-"""Pairs of recipes that differ in one thing: what of RGPO does what."""
+"""Pairs of recipes that differ in one choice: what of RGPO does what.
+
+Around the present policy there is a truncated correction for the age of the data as well.
+"""
 
 FIRST_SEEDS = (0, 1, 2)
 LEADER_SEEDS = (3, 4)
@@ -55,8 +58,8 @@ CONTROL = {
     "HalfCheetah-v5": TrainConfig(env="HalfCheetah-v5", steps=80_000),
     "CartPole-v1": TrainConfig(env="CartPole-v1", steps=40_000),
 }
-"""Tasks of the control workload; rollouts are short, so that 16 updates are a small part of a run.
-"""
+"""Tasks of the control workload; rollouts are short, so that a run has 79 or 40 updates, of which
+at age 16 the first 17 see data of the untrained policy."""
 
 CONTROL_SETTINGS = {
     "num_envs": 8,
@@ -170,14 +173,16 @@ class Study:
         run_phases(phases, self.trains, self.directory, workers=workers, watch=watch)
 
     def planned(self) -> dict[str, int]:
-        """Runs that are still missing, by phase; later phases as if nothing of them was done."""
-        arms = len(self.pairs()) * len(self.ages)
-        first = missing(self.tuning(), self.directory)
-        done = self.results((*FIRST_SEEDS, *LEADER_SEEDS))
+        """Runs that are still missing, by phase; of those that depend on results, at most."""
+        tune = len(missing(self.tuning(), self.directory))
+        if not tune and not missing(self.reported(self.arms, FIRST_SEEDS), self.directory):
+            leaders = self.reported(self.leaders(), LEADER_SEEDS)
+            return {"tune": 0, "report": len(missing(leaders, self.directory))}
         known = {BASELINES[self.workload], *chain.from_iterable(CONTRASTS)}
-        leading = min(2 * LEADERS + len(known), len(self.arms)) * len(self.tasks) * len(self.ages)
-        total = arms * len(FIRST_SEEDS) + leading * len(LEADER_SEEDS)
-        return {"tune": len(first), "report": max(0, total - len(done))}
+        leading = min(2 * LEADERS + len(known), len(self.arms)) * len(self.tasks)
+        total = len(self.pairs()) * len(FIRST_SEEDS) + leading * len(LEADER_SEEDS)
+        done = len(self.results((*FIRST_SEEDS, *LEADER_SEEDS)))
+        return {"tune": tune, "report": max(0, total * len(self.ages) - done)}
 
     def seconds(self, workers: int | None = None) -> float:
         """Wall-clock time of what is still missing, from the time of the jobs already done.

@@ -28,7 +28,16 @@ from rgpo.studies.text import html_table, listed
 SHOWN = 6
 """The best recipes that a figure shows."""
 
-NAMED = ("ppo", "grpo", "rgpo", "rgpo-gate", "rgpo-signed", "rgpo-decoupled")
+NAMED = (
+    "ppo",
+    "grpo",
+    "ppo-kl",
+    "rgpo",
+    "rgpo-gate",
+    "rgpo-signed",
+    "rgpo-decoupled",
+    "rgpo-decoupled-signed",
+)
 """Recipes that every figure shows."""
 
 
@@ -59,7 +68,7 @@ def _body(study: Study, command: str) -> Iterator[str]:
         yield f'<h2>{escape(task)}</h2><section class="card">{told}</section>'
         read = (
             "Interquartile mean of the final score against the age of the data in updates. The "
-            "six best recipes, PPO and RGPO; click a name to hide it."
+            f"{SHOWN} best recipes and {', '.join(NAMED)}; click a name to hide it."
         )
         yield card("Score against age", read, _lines(table, ages), f"age{index}")
         baseline = BASELINES[study.workload]

@@ -1,4 +1,4 @@
-"""What the staleness study says: tables, figures and sentences, all made from its results."""
+"""What the staleness study says: tables and sentences, all made from its results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class Row:
 
 def rows(study: Study, task: str) -> list[Row]:
     """One row per recipe with results at every age, best mean over the ages first."""
-    runs = _by_arm(study, task)
+    runs = _by_arm(_reported(study), task)
     baseline = BASELINES[study.workload]
     found = [
         _row(arm, ages, None if arm == baseline else runs.get(baseline))
@@ -127,7 +127,8 @@ class Place:
 
 def places(study: Study) -> list[Place]:
     """The recipes that every task can train, the best on old data first."""
-    tasks = [_by_arm(study, task, scale=True) for task in study.tasks]
+    results = scaled(_reported(study))
+    tasks = [_by_arm(results, task) for task in study.tasks]
     youngest, *older = study.ages
 
     def over(arm: str, ages: Sequence[int]) -> Summary:
@@ -154,7 +155,7 @@ def caveats(study: Study) -> list[str]:
     rates = list(study.chosen_rates().values())
     highest = sum(rate == max(RATES) for rate in rates)
     told = [f"{highest} of {len(rates)} tuned learning rates are the highest of the grid."]
-    together = [_seed_correlation(_by_arm(study, task)) for task in study.tasks]
+    together = [_seed_correlation(_by_arm(_reported(study), task)) for task in study.tasks]
     if all(np.isfinite(together)):
         told.append(
             "Runs of one seed at different ages correlate by "
@@ -179,7 +180,7 @@ def distance(table: Sequence[Row], task: str) -> str:
 
 def contrasts(study: Study, task: str) -> list[str]:
     """A sentence for every pair of recipes that differ in one thing."""
-    runs = _by_arm(study, task)
+    runs = _by_arm(_reported(study), task)
     sentences = []
     for (arm, other), what in CONTRASTS.items():
         if arm in runs and other in runs:
@@ -197,7 +198,7 @@ def _named(arms: Sequence[str], what: str) -> str:
 
 
 def markdown(study: Study, command: str) -> str:
-    """The page of the docs: who leads, and per task the table and the sentences."""
+    """The page of the docs: who leads, each task's sentences and table, and what was not run."""
     parts = [f"Command: `{command}`\n"]
     found = places(study)
     if found:
@@ -279,17 +280,28 @@ def row_cells(row: Row, ages: Sequence[int]) -> list[str]:
     return [row.arm, runs, rate, *scores, *against, *weights, *moves]
 
 
-def _by_arm(study: Study, task: str, *, scale: bool = False) -> dict[str, dict[int, list[Result]]]:
-    """Reported results at the chosen learning rates; arms that have some at every age."""
+def _reported(study: Study) -> list[Result]:
+    """What is shown: chosen learning rates, and arms that have a run at every age."""
     rates = study.chosen_rates()
-    results = judged(study.results((*FIRST_SEEDS, *LEADER_SEEDS)))
+    found = [
+        r
+        for r in study.results((*FIRST_SEEDS, *LEADER_SEEDS))
+        if r["learning_rate"] == rates.get((r["task"], r["arm"], study.tuned_at(r["staleness"])))
+    ]
+    ages: dict[tuple[str, str], set[int]] = {}
+    for r in found:
+        ages.setdefault((r["task"], r["arm"]), set()).add(r["staleness"])
+    return judged(r for r in found if len(ages[r["task"], r["arm"]]) == len(study.ages))
+
+
+def _by_arm(results: Sequence[Result], task: str) -> dict[str, dict[int, list[Result]]]:
+    """A task's results by arm and age, youngest first."""
     found: dict[str, dict[int, list[Result]]] = {}
-    for result in scaled(results) if scale else results:
-        arm, age = result["arm"], result["staleness"]
-        chosen = rates.get((result["task"], arm, study.tuned_at(age)))
-        if result["task"] == task and result["learning_rate"] == chosen:
-            found.setdefault(arm, {age: [] for age in study.ages})[age].append(result)
-    return {arm: ages for arm, ages in found.items() if all(ages.values())}
+    for result in sorted(results, key=lambda r: r["staleness"]):
+        if result["task"] == task:
+            ages = found.setdefault(result["arm"], {})
+            ages.setdefault(result["staleness"], []).append(result)
+    return found
 
 
 def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Result]] | None) -> Row:

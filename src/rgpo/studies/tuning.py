@@ -20,7 +20,7 @@ def score(result: Result) -> float:
 
 
 def judged(results: Iterable[Result]) -> list[Result]:
-    """The same, but a run that diverged before it had a score gets the worst one of its task."""
+    """The same; a run without a score, which diverged at once, gets the worst one of its task."""
     found, worst = list(results), dict[str, float]()
     for result in found:
         if result["final_return"] is not None:
