@@ -18,6 +18,7 @@ from rgpo.studies.staleness_report import (
     caveats,
     conclusion,
     contrasts,
+    findings,
     leading,
     markdown,
     places,
@@ -99,11 +100,12 @@ def test_tables_and_sentences_say_what_the_scores_are(tmp_path):
     assert "of 2 recipes 1 score higher (spo) than ppo, 1 lower (rgpo); 0 are not" in fresh
     assert "1 lower" in old
     assert "rgpo 3" in ranks
-    text = markdown(done, "rgpo study staleness")
-    assert "rank correlation of 1.00 over 3 recipes" in text
+    text = markdown(findings(done), "rgpo study staleness")
+    assert "over 3 recipes: 1.00 at age 0" in text
+    assert "1.00 at age 16." in text
     assert "0.0150 → 0.0150 |" in text
     assert "| spo | 5 | 0.001 / 0.0001 | 1" in text
-    assert "rgpo study staleness" in write(done, "rgpo study staleness").read_text()
+    assert "rgpo study staleness" in write(findings(done), "rgpo study staleness").read_text()
 
 
 def test_all_tasks_together_on_one_scale(tmp_path):
@@ -121,7 +123,7 @@ def test_all_tasks_together_on_one_scale(tmp_path):
     grid, correlation = caveats(done)
     assert grid == "6 of 12 tuned learning rates are the highest of the grid."
     assert "correlate by 1, 1 (A, B)" in correlation  # Known's noise is the seed's at every age
-    text = markdown(done, "")
+    text = markdown(findings(done), "")
     assert "| spo | 0.998 [" in text
     assert r"| mean \|w\|/\|A\| |" in text
 

@@ -200,13 +200,13 @@ def _run(run: Callable[[Callable[[str], Watch], int | None], None], workers: int
 
 def _tell(study: stale.Study) -> int:
     command = shlex.join(["rgpo", *sys.argv[1:]])
-    for task in study.tasks:
-        table = staleness_report.rows(study, task)
-        for sentence in staleness_report.sentences(study, task, table):
+    found = staleness_report.findings(study)
+    for _, sentences in found.tasks.values():
+        for sentence in sentences:
             console.print(sentence)
     text = study.directory / "tables.md"
-    text.write_text(staleness_report.markdown(study, command))
-    console.print(f"tables: {text}\nreport: {staleness_page.write(study, command).resolve()}")
+    text.write_text(staleness_report.markdown(found, command))
+    console.print(f"tables: {text}\nreport: {staleness_page.write(found, command).resolve()}")
     return 0
 
 

@@ -9,19 +9,14 @@ import plotly.graph_objects as go
 from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, page
-from rgpo.studies.staleness import BASELINES, Study
+from rgpo.studies.staleness import BASELINES
 from rgpo.studies.staleness_report import (
     PLACES,
-    SCALE,
+    Findings,
     Row,
-    caveats,
     columns,
-    leading,
     place_cells,
-    places,
     row_cells,
-    rows,
-    sentences,
 )
 from rgpo.studies.text import html_table, listed
 
@@ -41,31 +36,26 @@ NAMED = (
 """Recipes that every figure shows."""
 
 
-def write(study: Study, command: str) -> Path:
+def write(found: Findings, command: str) -> Path:
     """Write report.html beside the results and return its path."""
-    body = "".join(_body(study, command))
-    path = study.directory / "report.html"
-    write_atomic(path, page(f"Old data: {study.workload}", body).encode())
+    body = "".join(_body(found, command))
+    path = found.study.directory / "report.html"
+    write_atomic(path, page(f"Old data: {found.study.workload}", body).encode())
     return path
 
 
-def _body(study: Study, command: str) -> Iterator[str]:
+def _body(found: Findings, command: str) -> Iterator[str]:
+    study = found.study
     yield f"<header><h1>How good is every recipe when its data are old? ({study.workload})</h1>"
     yield f"<p>{len(study.arms)} recipes, learning rates {listed(study.rates)} tuned on seeds that "
     yield "are not shown; intervals are 95% bootstrap intervals of the interquartile mean.</p>"
     yield "</header>"
-    found = places(study)
-    if found:
-        told = "".join(f"<p>{escape(s)}</p>" for s in (*leading(found), SCALE, *caveats(study)))
-        yield f'<h2>All tasks together</h2><section class="card">{told}</section>'
-        yield html_table(PLACES, map(place_cells, found))
-    for index, task in enumerate(study.tasks):
-        table = rows(study, task)
-        if not table:
-            continue
+    if found.places:
+        yield f'<h2>All tasks together</h2><section class="card">{_told(found.general)}</section>'
+        yield html_table(PLACES, map(place_cells, found.places))
+    for index, (task, (table, told)) in enumerate(found.tasks.items()):
         ages = list(table[0].scores)
-        told = "".join(f"<p>{escape(s)}</p>" for s in sentences(study, task, table))
-        yield f'<h2>{escape(task)}</h2><section class="card">{told}</section>'
+        yield f'<h2>{escape(task)}</h2><section class="card">{_told(told)}</section>'
         read = (
             "Interquartile mean of the final score against the age of the data in updates. The "
             f"{SHOWN} best recipes and {', '.join(NAMED)}; click a name to hide it."
@@ -81,6 +71,10 @@ def _body(study: Study, command: str) -> Iterator[str]:
         yield card("Who may leave the old policy?", read, _distances(table), f"distance{index}")
         yield html_table(columns(ages), (row_cells(row, ages) for row in table))
     yield f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
+
+
+def _told(sentences: Sequence[str]) -> str:
+    return "".join(f"<p>{escape(s)}</p>" for s in sentences)
 
 
 def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
@@ -134,7 +128,7 @@ def _distances(table: Sequence[Row]) -> go.Figure:
     named = {order[0].arm, order[-1].arm, *NAMED}
     for row in table:
         figure.add_scatter(
-            x=[row.moves["kl_behavior"][1]],
+            x=[row.moves["kl_behavior"][oldest]],
             y=[row.scores[oldest].iqm],
             text=[row.arm if row.arm in named else ""],
             name=row.arm,

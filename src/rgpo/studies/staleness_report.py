@@ -75,8 +75,8 @@ class Row:
     weights: dict[str, float]
     """Keys of WEIGHTS."""
 
-    moves: dict[str, tuple[float, float]]
-    """Keys of MOVES: on the youngest data, on the oldest."""
+    moves: dict[str, dict[int, float]]
+    """Keys of MOVES, then by age."""
 
 
 def rows(study: Study, task: str) -> list[Row]:
@@ -155,7 +155,8 @@ def caveats(study: Study) -> list[str]:
     rates = list(study.chosen_rates().values())
     highest = sum(rate == max(RATES) for rate in rates)
     told = [f"{highest} of {len(rates)} tuned learning rates are the highest of the grid."]
-    together = [_seed_correlation(_by_arm(_reported(study), task)) for task in study.tasks]
+    results = _reported(study)
+    together = [_seed_correlation(_by_arm(results, task)) for task in study.tasks]
     if all(np.isfinite(together)):
         told.append(
             "Runs of one seed at different ages correlate by "
@@ -166,15 +167,17 @@ def caveats(study: Study) -> list[str]:
 
 
 def distance(table: Sequence[Row], task: str) -> str:
-    """How the score goes with the KL from behaviour on the oldest data, over the recipes."""
+    """How the score goes with the KL from behaviour over the recipes, at every age."""
     from scipy.stats import spearmanr
 
-    oldest = max(table[0].scores)
-    scores = [row.scores[oldest].iqm for row in table]
-    rank = float(spearmanr([row.moves["kl_behavior"][1] for row in table], scores).statistic)
+    def rank(age: int) -> float:
+        far = [row.moves["kl_behavior"][age] for row in table]
+        return float(spearmanr(far, [row.scores[age].iqm for row in table]).statistic)
+
+    told = ", ".join(f"{rank(age):.2f} at age {age}" for age in table[0].scores)
     return (
-        f"{task}, age {oldest}: the score and the KL from the policy that acted have a rank "
-        f"correlation of {rank:.2f} over {len(table)} recipes."
+        f"{task}, rank correlation of the score and the KL from the policy that acted over "
+        f"{len(table)} recipes: {told}."
     )
 
 
@@ -197,32 +200,42 @@ def _named(arms: Sequence[str], what: str) -> str:
     return f"{len(arms)} {what}" + (f" ({', '.join(arms)})" if arms else "")
 
 
-def markdown(study: Study, command: str) -> str:
+@dataclass(frozen=True)
+class Findings:
+    """All that is told of a study: made once, for the terminal, the docs and the page."""
+
+    study: Study
+    places: list[Place]
+    general: list[str]
+    """Sentences over all tasks."""
+
+    tasks: dict[str, tuple[list[Row], list[str]]]
+    """Of each task that has results, the table and its sentences."""
+
+
+def findings(study: Study) -> Findings:
+    """What the results so far say."""
+    found = places(study)
+    general = [*leading(found), SCALE, *caveats(study)] if found else []
+    tables = {task: rows(study, task) for task in study.tasks}
+    told = {t: (table, sentences(study, t, table)) for t, table in tables.items() if table}
+    return Findings(study, found, general, told)
+
+
+def markdown(found: Findings, command: str) -> str:
     """The page of the docs: who leads, each task's sentences and table, and what was not run."""
     parts = [f"Command: `{command}`\n"]
-    found = places(study)
-    if found:
-        parts += [
-            "\n## All tasks together\n",
-            *(f"- {s}" for s in (*leading(found), SCALE, *caveats(study))),
-            "",
-        ]
-        parts.append(markdown_table(PLACES, map(place_cells, found)))
-    for task in study.tasks:
-        table = rows(study, task)
-        if not table:
-            continue
+    if found.places:
+        parts += ["\n## All tasks together\n", *(f"- {s}" for s in found.general), ""]
+        parts.append(markdown_table(PLACES, map(place_cells, found.places)))
+    for task, (table, told) in found.tasks.items():
         ages = list(table[0].scores)
-        parts += [
-            f"\n## {task}\n",
-            *(f"- {s}" for s in sentences(study, task, table)),
-            "",
-        ]
+        parts += [f"\n## {task}\n", *(f"- {s}" for s in told), ""]
         parts.append(markdown_table(columns(ages), [row_cells(row, ages) for row in table]))
-    if study.refused:
+    if found.study.refused:
         parts += ["\n## Not run\n"]
         reasons: dict[str, list[str]] = {}
-        for (task, _), reason in study.refused.items():
+        for (task, _), reason in found.study.refused.items():
             reasons.setdefault(reason, []).append(task)
         parts += [f"- {', '.join(tasks)}: {reason}" for reason, tasks in reasons.items()]
     return "\n".join(parts) + "\n"
@@ -276,7 +289,8 @@ def row_cells(row: Row, ages: Sequence[int]) -> list[str]:
     against = [chance(a and a.chance) for a in (row.fresh, row.stale)]
     rate = " / ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates.values()))
     weights = [number(row.weights[key]) for key in WEIGHTS]
-    moves = [" → ".join(map(number, row.moves[key])) for key in MOVES]
+    ends = (min(ages), max(ages))
+    moves = [" → ".join(number(row.moves[key][age]) for age in ends) for key in MOVES]
     return [row.arm, runs, rate, *scores, *against, *weights, *moves]
 
 
@@ -316,7 +330,7 @@ def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Resul
         fresh,
         stale,
         {key: _mean(every, key) for key in WEIGHTS},
-        {key: (_mean(ages[min(ages)], key), _mean(ages[max(ages)], key)) for key in MOVES},
+        {key: {age: _mean(cell, key) for age, cell in ages.items()} for key in MOVES},
     )
 
 
