@@ -12,8 +12,8 @@ from rgpo.errors import RgpoError
 from rgpo.studies import control
 from rgpo.studies.control import STRENGTHS, TARGETS, ControlStudy
 from rgpo.studies.control_cells import ControlCells
-from rgpo.studies.control_report import at_kl, conclusion, markdown, published, write
-from rgpo.studies.jobs import RESULTS, Cell
+from rgpo.studies.control_report import ALL, comparisons, conclusion, markdown, tables, write
+from rgpo.studies.jobs import RESULTS, Cell, hold_lengths
 
 
 def measured(cell: Cell) -> dict:
@@ -23,19 +23,25 @@ def measured(cell: Cell) -> dict:
     kl = {"ppo": strength / 10, "rgpo": strength, "awr": 0.2}[recipe]
     noise = np.random.default_rng([cell.seed, len(cell.arm)]).normal()
     level = {"ppo": 100.0, "rgpo": 120.0, "awr": 101.0}[recipe]
+    level *= {"Walker2d-v5": 1, "Hopper-v5": 10}[cell.task]
     loss = abs(math.log10(cell.learning_rate / 3e-4))
     found = {"final_return": level + noise - 50 * loss, "kl": kl, "kl_spike": 0.0, "failed": None}
     return dataclasses.asdict(cell) | found
 
 
-@pytest.fixture
-def study(tmp_path) -> ControlStudy:
-    made = control.control(tmp_path, tasks=["Walker2d-v5"], arms=["ppo", "rgpo", "awr"], seeds=4)
-    with (tmp_path / RESULTS).open("w") as file:
+def ended(directory, tasks) -> ControlStudy:
+    """A study whose every cell has been `measured`."""
+    made = control.control(directory, tasks=tasks, arms=["ppo", "rgpo", "awr"], seeds=5)
+    with (directory / RESULTS).open("w") as file:
         for phase in (made.tuning, made.strengths, made.reported):
             file.writelines(json.dumps(measured(cell)) + "\n" for cell in phase())
             file.flush()
     return made
+
+
+@pytest.fixture
+def study(tmp_path) -> ControlStudy:
+    return ended(tmp_path, ["Walker2d-v5"])
 
 
 def test_arms_are_brought_to_the_same_kl_or_left_out(study):
@@ -47,20 +53,46 @@ def test_arms_are_brought_to_the_same_kl_or_left_out(study):
 
 
 def test_tables_and_sentences(study):
-    rows = published(study, "Walker2d-v5")
+    found = {title: rows for _, title, rows in tables(study)}
+    rows = found["as published"]
     assert [row.arm for row in rows] == ["rgpo", "awr", "ppo"]
     assert rows[0].better.probability == 1
+    assert rows[0].p == pytest.approx(2 / math.comb(10, 5))
     assert rows[0].ratio == pytest.approx(1.2, abs=0.03)
     assert rows[-1].better is None
-    assert "better than PPO: rgpo" in conclusion(rows, "as published")
+    assert "better than PPO: rgpo; not distinguishable: awr." in conclusion(rows, "as published")
     for target in TARGETS:
-        matched = at_kl(study, "Walker2d-v5", target)
+        matched = found[f"at a KL of {target:g}"]
         assert {row.arm.partition(":")[0] for row in matched} == {"ppo", "rgpo"}
         assert all(abs(math.log(row.kl / target)) < math.log(1.5) for row in matched)
     text = markdown(study, "rgpo study control")
     assert "In the paper RGPO's return is +81% against PPO's." in text
     assert "at a KL of 0.03" in text
     assert "Walker2d-v5" in write(study, "rgpo study control").read_text()
+
+
+def test_tasks_together_are_on_one_scale_and_compared_within_tasks(tmp_path):
+    study = ended(tmp_path, ["Walker2d-v5", "Hopper-v5"])
+    together = {title: rows for task, title, rows in tables(study) if task == ALL}
+    assert list(together) == list(comparisons(study))
+    rgpo, *_, ppo = together["as published"]
+    assert (rgpo.arm, ppo.arm) == ("rgpo", "ppo")
+    assert 0 <= ppo.returns.iqm < 0.1 < 0.9 < rgpo.returns.iqm <= 1.1
+    assert rgpo.better.probability == 1
+    assert rgpo.p == pytest.approx(2 / math.comb(10, 5) ** 2)
+    assert rgpo.ratio is None
+    assert {row.arm for row in together["at a KL of 0.01"]} == {"rgpo", "ppo"}
+
+
+def test_a_run_that_diverged_at_once_scores_as_the_worst_of_its_task(study):
+    path = study.directory / RESULTS
+    *lines, last = path.read_text().splitlines(keepends=True)
+    lost = json.loads(last) | {"final_return": None, "failed": "NaN"}
+    path.write_text("".join(lines) + json.dumps(lost) + "\n")
+    mine = next(r["final_return"] for r in study.shown() if r["failed"])
+    others = [r["final_return"] for r in study.shown() if not r["failed"]]
+    assert json.loads(last)["final_return"] > min(others)
+    assert mine == min(others)
 
 
 def test_every_strength_is_a_hyper_parameter_of_its_arm():
@@ -76,8 +108,12 @@ def test_every_strength_is_a_hyper_parameter_of_its_arm():
 def test_the_plan_counts_steps_and_unknown_arms_are_refused(study, tmp_path):
     left = study.planned()
     assert left["learning rates"] == left["strengths"] == 0
-    assert left["report"] == 2 * 4 * 200_000  # awr has no strength to match
+    assert left["report"] == 2 * 5 * 100_000  # awr has no strength to match
     fresh = control.control(tmp_path / "new", tasks=["Hopper-v5"], arms=["ppo"], seeds=3, steps=10)
     assert fresh.planned() == {"learning rates": 60, "strengths": 100, "report": 90}
+    hold_lengths(study.directory, study.trains.lengths)
+    shorter = control.control(study.directory, tasks=["Walker2d-v5"], arms=["ppo"], steps=10)
+    with pytest.raises(RgpoError, match="have a length of 100,000, not 10"):
+        shorter.run()
     with pytest.raises(RgpoError, match="unknown recipe"):
         control.control(tmp_path, arms=["pppo"])

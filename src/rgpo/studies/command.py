@@ -111,7 +111,7 @@ def control(
         tasks: Gymnasium ids; default: HalfCheetah, Hopper, Walker2d and Ant, v5.
         recipes: Only these arms; default: all of the table.
         seeds: Runs of each arm that are reported.
-        steps: Environment steps of a run; default: 200,000, for Ant 100,000.
+        steps: Environment steps of a run; default: 100,000, for Ant 50,000.
         out: Directory of results.jsonl and report.html.
         workers: Processes; default: one per core.
     """

@@ -20,12 +20,12 @@ from rgpo.studies.jobs import Cell, Result, Watch, read_results, run_phases
 from rgpo.studies.tuning import RATES, best_rates, judged
 
 TASKS = {
-    "HalfCheetah-v5": 200_000,
-    "Hopper-v5": 200_000,
-    "Walker2d-v5": 200_000,
-    "Ant-v5": 100_000,
+    "HalfCheetah-v5": 100_000,
+    "Hopper-v5": 100_000,
+    "Walker2d-v5": 100_000,
+    "Ant-v5": 50_000,
 }
-"""Environment steps of a run; the paper's length is not known, so these are ours."""
+"""Environment steps of a run. The paper's length is not known; these are what two cores can do."""
 
 
 def _both(first: str, second: str, numbers: Sequence[float]) -> tuple[str, ...]:
@@ -86,15 +86,19 @@ class ControlStudy:
 
     def reported(self) -> list[Cell]:
         """Published arms, and those that reach a target, on the seeds that are shown."""
-        rates = self.rates()
-        wanted = {(task, arm): rates[task, arm] for task, arm in product(self.tasks, self.arms)}
-        for (task, _, arm), variant in self.matched().items():
-            wanted[task, variant] = rates[task, arm]
         return [
             Cell(task, variant, 0, seed, rate)
-            for (task, variant), rate in wanted.items()
+            for (task, variant), rate in self._chosen().items()
             for seed in self.seeds
         ]
+
+    def _chosen(self) -> dict[tuple[str, str], float]:
+        """Learning rate of every task and variant that is shown."""
+        rates = self.rates()
+        chosen = {(task, arm): rates[task, arm] for task, arm in product(self.tasks, self.arms)}
+        for (task, _, arm), variant in self.matched().items():
+            chosen[task, variant] = rates[task, arm]
+        return chosen
 
     def rates(self) -> dict[tuple[str, str], float]:
         """The learning rate with the best mean return over the tuning seeds."""
@@ -119,14 +123,13 @@ class ControlStudy:
                     found[task, target, arm] = f"{arm}:{best}"
         return found
 
-    def results(self, task: str, variant: str) -> list[Result]:
-        """Reported runs of one variant at its learning rate."""
-        rate = self.rates().get((task, variant.partition(":")[0]))
-        wanted = (task, variant, rate)
+    def shown(self) -> list[Result]:
+        """Reported runs of every arm and variant at its learning rate."""
+        chosen = self._chosen()
         return judged(
             r
             for r in read_results(self.directory)
-            if (r["task"], r["arm"], r["learning_rate"]) == wanted and r["seed"] in self.seeds
+            if r["seed"] in self.seeds and r["learning_rate"] == chosen.get((r["task"], r["arm"]))
         )
 
     def _tuned(self) -> list[Result]:
@@ -143,7 +146,7 @@ class ControlStudy:
 
     def planned(self) -> dict[str, int]:
         """Environment steps still to be made, at most, by phase."""
-        steps = {task: config.steps for task, config in self.trains.settings}
+        steps = self.trains.lengths
         options = sum(len(STRENGTHS.get(arm, ())) for arm in self.arms)
         each = {
             "learning rates": len(self.arms) * len(TUNING_SEEDS) * len(RATES),
@@ -171,7 +174,7 @@ def control(
     chosen = tuple(tasks) or tuple(TASKS)
     shared = TrainConfig(eval_episodes=0, track=())
     settings = tuple(
-        (task, replace(shared, env=task, steps=steps or TASKS.get(task, 200_000)))
+        (task, replace(shared, env=task, steps=steps or TASKS.get(task, 100_000)))
         for task in chosen
     )
     trains = ControlCells(settings)

@@ -43,6 +43,11 @@ class ControlCells:
     """For every task what its runs share."""
 
     @property
+    def lengths(self) -> dict[str, int]:
+        """Environment steps of a run, by task."""
+        return {task: config.steps for task, config in self.settings}
+
+    @property
     def seconds_per_run(self) -> float:
         """At 15,000 steps per second and core, about what HalfCheetah takes."""
         return float(np.mean([config.steps for _, config in self.settings])) / 15_000

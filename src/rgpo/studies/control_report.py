@@ -1,7 +1,7 @@
 """What the control study says: the paper's columns beside ours, and plain sentences."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -11,77 +11,114 @@ import plotly.graph_objects as go
 from rgpo.runs.atomic import write_atomic
 from rgpo.runs.figures import colors, styled
 from rgpo.runs.page import card, page
-from rgpo.runs.statistics import Improvement, Summary, probability_of_improvement, summarize
+from rgpo.runs.statistics import (
+    Improvement,
+    Summary,
+    discoveries,
+    probability_of_improvement,
+    rank_test,
+    summarize,
+)
 from rgpo.runs.table import chance, number
 from rgpo.studies.control import TARGETS, ControlStudy
 from rgpo.studies.jobs import Result
 from rgpo.studies.text import html_table, markdown_table, percent, scored
-from rgpo.studies.tuning import score
+from rgpo.studies.tuning import matrix, scaled
 
 BASELINE = "ppo"
 
 PUBLISHED = {"Walker2d-v5": "+81%", "Ant-v5": "+47%", "HalfCheetah-v5": "~", "Hopper-v5": "~"}
 """RGPO's return against PPO's in the paper (arXiv 2604.14895, abstract; ~: about equal)."""
 
-HEADS = ["arm", "n", "return", "CV", "KL", "KL spikes", "to PPO", "P(better than PPO)"]
+HEADS = ["arm", "n", "return", "CV", "KL", "KL spikes", "to PPO", "P(better than PPO)", "p"]
+
+ALL = "All tasks"
+"""Name of the table over all tasks, whose scores are on `tuning.scaled`'s scale."""
+
+SCALE = (
+    "Scores of this table: 0 is a task's lowest mean of any row of this page, 1 the highest. Runs "
+    "are compared within a task."
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm on one task, as published or at one KL."""
+    """One arm on one task or on all, as published or at one KL."""
 
     arm: str
-    """With its strength where it was chosen."""
+    """With its strength where it was chosen, and the table is of one task."""
 
     returns: Summary
     kl: float
     spikes: float
     failed: int
     ratio: float | None
-    """IQM over the baseline's, where that is positive."""
+    """IQM over the baseline's, where that is positive and the scores are returns."""
 
     better: Improvement | None
+    """Than the baseline; None for itself."""
+
+    p: float | None
+    """Of the rank test that both score alike."""
 
 
-def published(study: ControlStudy, task: str) -> list[Row]:
-    """Every arm with its paper's hyper-parameters."""
-    return _rows({arm: study.results(task, arm) for arm in study.arms})
+Variants = dict[tuple[str, str], str]
+"""For every task and arm of a comparison the variant of the arm that takes part."""
 
 
-def at_kl(study: ControlStudy, task: str, target: float) -> list[Row]:
-    """Every arm whose mean KL could be brought near `target`."""
-    variants = {
-        arm: variant
-        for (where, kl, arm), variant in study.matched().items()
-        if (where, kl) == (task, target)
+def comparisons(study: ControlStudy) -> dict[str, Variants]:
+    """As published, then at every target all arms whose mean KL could be brought near it."""
+    found = {"as published": {(task, arm): arm for task in study.tasks for arm in study.arms}}
+    for target in TARGETS:
+        found[f"at a KL of {target:g}"] = {
+            (task, arm): variant
+            for (task, kl, arm), variant in study.matched().items()
+            if kl == target
+        }
+    return found
+
+
+def on_task(study: ControlStudy, variants: Variants, task: str) -> list[Row]:
+    """Every arm of the comparison that has runs on this task, the highest score first."""
+    results = study.shown()
+    mine = [variants[task, arm] for arm in study.arms if (task, arm) in variants]
+    return _rows({variant: [_runs(results, task, variant)] for variant in mine})
+
+
+def on_all(study: ControlStudy, variants: Variants) -> list[Row]:
+    """Every arm of the comparison that has runs on all tasks."""
+    results = scaled(study.shown())
+    runs = {
+        arm: [_runs(results, task, variants[task, arm]) for task in study.tasks]
+        for arm in study.arms
+        if all((task, arm) in variants for task in study.tasks)
     }
-    return _rows({variant: study.results(task, variant) for variant in variants.values()})
+    return [replace(row, ratio=None) for row in _rows(runs)]
 
 
 def conclusion(rows: Sequence[Row], what: str) -> str:
     """One sentence: who is better than PPO, who is worse, who cannot be told from it."""
-    compared = [row for row in rows if row.better is not None]
-    better = [row.arm for row in compared if row.better.low > 0.5]  # type: ignore[union-attr]
-    worse = [row.arm for row in compared if row.better.high < 0.5]  # type: ignore[union-attr]
-    rest = [row.arm for row in compared if row.arm not in better + worse]
-    parts = [
-        f"{words}: {', '.join(arms)}"
-        for words, arms in (
-            ("better than PPO", better),
-            ("worse", worse),
-            ("not distinguishable", rest),
-        )
-        if arms
-    ]
+    compared = {row.arm: row for row in rows if row.better is not None}
+    found = discoveries({arm: row.p for arm, row in compared.items() if row.p is not None})
+    better = [a for a in found if compared[a].better.probability > 0.5]  # type: ignore[union-attr]
+    groups = {
+        "better than PPO": better,
+        "worse": [arm for arm in found if arm not in better],
+        "not distinguishable": [arm for arm in compared if arm not in found],
+    }
+    parts = [f"{words}: {', '.join(arms)}" for words, arms in groups.items() if arms]
     return f"{what}: " + ("; ".join(parts) or "nothing to compare") + "."
 
 
 def tables(study: ControlStudy) -> Iterator[tuple[str, str, list[Row]]]:
     """Every table that has rows: its task, its title and the rows."""
+    compared = comparisons(study)
+    if len(study.tasks) > 1:
+        found = {title: on_all(study, variants) for title, variants in compared.items()}
+        yield from ((ALL, title, rows) for title, rows in found.items() if rows)
     for task in study.tasks:
-        kinds = [("as published", published(study, task))]
-        kinds += [(f"at a KL of {target:g}", at_kl(study, task, target)) for target in TARGETS]
-        yield from ((task, title, rows) for title, rows in kinds if rows)
+        found = {title: on_task(study, variants, task) for title, variants in compared.items()}
+        yield from ((task, title, rows) for title, rows in found.items() if rows)
 
 
 def markdown(study: ControlStudy, command: str) -> str:
@@ -89,6 +126,8 @@ def markdown(study: ControlStudy, command: str) -> str:
     parts = [f"Command: `{command}`\n"]
     for task, title, rows in tables(study):
         parts.append(f"\n## {task}, {title}\n")
+        if task == ALL:
+            parts.append(SCALE + "\n")
         if task in PUBLISHED:
             parts.append(f"In the paper RGPO's return is {PUBLISHED[task]} against PPO's.\n")
         parts += [conclusion(rows, title) + "\n", markdown_table(HEADS, map(_cells, rows))]
@@ -109,31 +148,30 @@ def write(study: ControlStudy, command: str) -> Path:
     return path
 
 
-def _rows(runs: dict[str, list[Result]]) -> list[Row]:
-    runs = {arm: results for arm, results in runs.items() if results}
-    base = next((r for arm, r in runs.items() if arm.partition(":")[0] == BASELINE), None)
-    rows = [_row(arm, results, base) for arm, results in runs.items()]
+def _runs(results: Sequence[Result], task: str, variant: str) -> list[Result]:
+    return [r for r in results if (r["task"], r["arm"]) == (task, variant)]
+
+
+def _rows(runs: dict[str, list[list[Result]]]) -> list[Row]:
+    """A row for every arm with runs on every task of the table."""
+    runs = {arm: cells for arm, cells in runs.items() if all(cells)}
+    base = next((cells for arm, cells in runs.items() if arm.partition(":")[0] == BASELINE), None)
+    rows = [_row(arm, cells, base) for arm, cells in runs.items()]
     return sorted(rows, key=lambda row: -row.returns.iqm)
 
 
-def _row(arm: str, results: list[Result], base: list[Result] | None) -> Row:
-    scores = [score(r) for r in results]
+def _row(arm: str, cells: list[list[Result]], base: list[list[Result]] | None) -> Row:
+    scores, every = matrix(cells), [result for cell in cells for result in cell]
     returns = summarize({arm: scores})[arm]
-    ratio = better = None
-    if base is not None and base is not results:
-        theirs = [score(r) for r in base]
+    ratio = better = p = None
+    if base is not None and base is not cells:
+        theirs = matrix(base)
         middle = summarize({BASELINE: theirs})[BASELINE].iqm
         ratio = returns.iqm / middle if middle > 0 else None
         better = probability_of_improvement(scores, theirs)
-    return Row(
-        arm,
-        returns,
-        _mean(results, "kl"),
-        _mean(results, "kl_spike"),
-        sum(r["failed"] is not None for r in results),
-        ratio,
-        better,
-    )
+        p = rank_test(scores, theirs)
+    failed = sum(r["failed"] is not None for r in every)
+    return Row(arm, returns, _mean(every, "kl"), _mean(every, "kl_spike"), failed, ratio, better, p)
 
 
 def _cells(row: Row) -> list[str]:
@@ -145,8 +183,9 @@ def _cells(row: Row) -> list[str]:
         percent(row.returns.cv),
         number(row.kl),
         percent(row.spikes),
-        "-" if row.ratio is None else f"{row.ratio:.2f}",
+        "–" if row.ratio is None else f"{row.ratio:.2f}",
         chance(row.better),
+        "–" if row.p is None else f"{row.p:.2g}",
     ]
 
 

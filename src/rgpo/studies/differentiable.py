@@ -28,7 +28,7 @@ from rgpo.errors import RgpoError
 from rgpo.runs.directory import Run
 from rgpo.runs.statistics import Improvement, probability_of_improvement, summarize
 from rgpo.runs.table import number
-from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_jobs
+from rgpo.studies.jobs import Cell, Result, Watch, hold_lengths, missing, read_results, run_jobs
 from rgpo.studies.text import markdown_table
 
 THRESHOLDS = {
@@ -199,6 +199,7 @@ class Differentiable:
 
     def run(self, watch: Watch | None = None, workers: int = 2) -> None:
         """Train what is missing."""
+        hold_lengths(self.directory, {task: self.steps or STEPS[task] for task in self.tasks})
         work = partial(train, directory=self.directory, steps=self.steps)
         jobs = [list(job) for _, job in groupby(self.todo(), lambda cell: (cell.task, cell.arm))]
         run_jobs(jobs, work, self.directory, workers=workers, watch=watch)

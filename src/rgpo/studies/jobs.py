@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from rgpo.errors import RgpoError
+from rgpo.runs.atomic import write_atomic
 
-RESULTS = "results.jsonl"
+RESULTS, LENGTHS = "results.jsonl", "lengths.json"
 
 Result = dict[str, Any]
 """The fields of a cell and what was measured."""
@@ -157,6 +158,23 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
+def hold_lengths(directory: Path, lengths: Mapping[str, int]) -> None:
+    """Note how long a run of each task is, in steps or updates.
+
+    RgpoError if the directory holds runs of another length: a cell does not tell them apart.
+    """
+    path = directory / LENGTHS
+    before = json.loads(path.read_text()) if path.exists() else {}
+    for task, length in lengths.items():
+        if before.setdefault(task, length) != length:
+            raise RgpoError(
+                f"the runs of {task} in {directory} have a length of {before[task]:,}, not "
+                f"{length:,}: ask for {before[task]:,} again, or choose another --out"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(before).encode())
+
+
 def run_phases(
     phases: Sequence[tuple[str, Callable[[], list[Cell]]]],
     trains: Any,
@@ -167,8 +185,10 @@ def run_phases(
 ) -> None:
     """Run phase after phase from where they stand; the cells of one depend on those before it.
 
-    `trains` is a `Train` that groups cells into `jobs`; `watch(phase)` is told of every job.
+    `trains` is a `Train` that groups cells into `jobs` and knows the `lengths` of its runs;
+    `watch(phase)` is told of every job.
     """
+    hold_lengths(directory, trains.lengths)
     for name, cells in phases:
         jobs = trains.jobs(missing(cells(), directory))
         if jobs:

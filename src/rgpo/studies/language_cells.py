@@ -85,6 +85,11 @@ class LanguageCells:
     updates: int = UPDATES
     seconds_per_run: float = 7.0
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Updates of a run."""
+        return {TASK: self.updates}
+
     def refusal(self, task: str, arm: str) -> str | None:
         """Why this arm cannot be trained on this task, None if it can."""
         recipe, what = _recipe(arm), f"recipe {arm!r}"

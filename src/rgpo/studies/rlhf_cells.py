@@ -100,6 +100,11 @@ class RlhfCells:
     reference: dict[str, float]
     """The policy before RL on the held-out prompts, keys of MEASURED: the start of every run."""
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Generated batches of a run."""
+        return {TASK: self.config.updates or 0}
+
     def jobs(self, cells: Iterable[Cell]) -> list[list[Cell]]:
         """Every cell is a job of its own."""
         return [[cell] for cell in cells]

@@ -17,7 +17,7 @@ from rgpo.runs.table import chance, number
 from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
 from rgpo.studies.text import listed, markdown_table, scored
-from rgpo.studies.tuning import RATES, judged, scaled, score
+from rgpo.studies.tuning import RATES, judged, matrix, scaled
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
@@ -133,7 +133,7 @@ def places(study: Study) -> list[Place]:
 
     def over(arm: str, ages: Sequence[int]) -> Summary:
         cells = [runs[arm][age] for runs in tasks for age in ages]
-        return summarize({arm: _matrix(cells)})[arm]
+        return summarize({arm: matrix(cells)})[arm]
 
     shared = [arm for arm in tasks[0] if all(arm in runs for runs in tasks)]
     found = [Place(arm, over(arm, [youngest]), over(arm, older)) for arm in shared]
@@ -258,7 +258,7 @@ def _seed_correlation(runs: dict[str, dict[int, list[Result]]]) -> float:
     """Correlation of two ages' scores of one seed, each less the mean of its recipe and age."""
     products, squares = [], []
     for ages in runs.values():
-        scores = _matrix(list(ages.values()))
+        scores = matrix(list(ages.values()))
         off = scores - scores.mean(0)
         if len(off) > 1:
             every = off.T @ off
@@ -323,7 +323,7 @@ def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Resul
     fresh, stale = (None, None) if baseline is None else _compare(ages, baseline)
     return Row(
         arm,
-        {age: summarize({arm: _matrix([cell])})[arm] for age, cell in ages.items()},
+        {age: summarize({arm: matrix([cell])})[arm] for age, cell in ages.items()},
         {age: results[0]["learning_rate"] for age, results in ages.items()},
         min(len(results) for results in ages.values()),
         sum(result["failed"] is not None for result in every),
@@ -340,18 +340,11 @@ def _compare(
     """On the youngest data, and on all older ones together."""
     youngest, *older = sorted(ages)
     pairs = [
-        [_matrix([runs[age] for age in chosen]) for runs in (ages, other)]
+        [matrix([runs[age] for age in chosen]) for runs in (ages, other)]
         for chosen in ([youngest], older)
     ]
     fresh, stale = (Against(probability_of_improvement(*p), rank_test(*p)) for p in pairs)
     return fresh, stale
-
-
-def _matrix(cells: Sequence[Sequence[Result]]) -> np.ndarray:
-    """Scores (seeds, cells), of the seeds that every one of the cells has."""
-    by_cell = [{r["seed"]: score(r) for r in cell} for cell in cells]
-    seeds = set.intersection(*(set(scores) for scores in by_cell))
-    return np.array([[scores[seed] for scores in by_cell] for seed in sorted(seeds)])
 
 
 def _mean(results: Sequence[Result], key: str) -> float:

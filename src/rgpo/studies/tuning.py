@@ -1,4 +1,4 @@
-"""Choosing learning rates: one grid for every arm, the best mean on seeds that are not reported."""
+"""Scores of runs, and learning rates chosen by them on seeds that are not reported."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
@@ -44,6 +44,13 @@ def scaled(results: Sequence[Result]) -> list[Result]:
     low = {task: float(np.min(found)) for task, found in means.items()}
     size = {task: float(np.ptp(found)) or 1.0 for task, found in means.items()}
     return [r | {"final_return": (score(r) - low[r["task"]]) / size[r["task"]]} for r in results]
+
+
+def matrix(cells: Sequence[Sequence[Result]]) -> np.ndarray:
+    """Scores (seeds, cells), of the seeds that every one of the cells has."""
+    by_cell = [{r["seed"]: score(r) for r in cell} for cell in cells]
+    seeds = set.intersection(*(set(scores) for scores in by_cell))
+    return np.array([[scores[seed] for scores in by_cell] for seed in sorted(seeds)])
 
 
 def best_rates(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, float]:
