@@ -26,6 +26,7 @@ def measured(cell: Cell) -> dict:
     level *= {"Walker2d-v5": 1, "Hopper-v5": 10}[cell.task]
     loss = abs(math.log10(cell.learning_rate / 3e-4))
     found = {"final_return": level + noise - 50 * loss, "kl": kl, "kl_spike": 0.0, "failed": None}
+    found["seconds"] = 1.0
     return dataclasses.asdict(cell) | found
 
 
@@ -105,12 +106,11 @@ def test_every_strength_is_a_hyper_parameter_of_its_arm():
     assert cells.config(Cell("CartPole-v1", "trpo:max_kl=0.03", 0, 0, 1e-3)).max_kl == 0.03
 
 
-def test_the_plan_counts_steps_and_unknown_arms_are_refused(study, tmp_path):
-    left = study.planned()
-    assert left["learning rates"] == left["strengths"] == 0
-    assert left["report"] == 2 * 5 * 100_000  # awr has no strength to match
-    fresh = control.control(tmp_path / "new", tasks=["Hopper-v5"], arms=["ppo"], seeds=3, steps=10)
-    assert fresh.planned() == {"learning rates": 60, "strengths": 100, "report": 90}
+def test_the_plan_counts_runs_and_unknown_arms_are_refused(study, tmp_path):
+    assert study.planned() == {"Walker2d-v5": 2 * 5}  # awr has no strength to match
+    fresh = control.control(tmp_path / "new", tasks=["Hopper-v5"], arms=["ppo"], seeds=3)
+    assert fresh.planned() == {"Hopper-v5": 2 * 3 + 2 * 5 + 3 * 3}
+    assert fresh.seconds(workers=2) == 25 * 100_000 / control.STEPS_PER_SECOND / 2
     hold_lengths(study.directory, study.trains.lengths)
     shorter = control.control(study.directory, tasks=["Walker2d-v5"], arms=["ppo"], steps=10)
     with pytest.raises(RgpoError, match="have a length of 100,000, not 10"):

@@ -41,11 +41,10 @@ def staleness(
     directory = out or Path("runs") / f"staleness-{workload}"
     study = _workload(workload)(directory, tasks=tasks, arms=recipes, steps=steps)
     planned = study.planned()
-    console.print(
+    _announce(
         f"{len(study.arms)} recipes on {', '.join(study.tasks)}: {planned['tune']} runs to tune "
-        f"learning rates, about {planned['report']} to report; about "
-        f"{_duration(study.seconds(workers))} from here on. Ctrl-C stops it, the same command "
-        "continues it."
+        f"learning rates, about {planned['report']} to report",
+        study.seconds(workers),
     )
     _run(study.run, workers)
     return _tell(study)
@@ -72,10 +71,9 @@ def differentiable(
     """
     study = pathwise.Differentiable(out, tasks, arms, seeds, steps)
     todo = len(study.todo())
-    console.print(
-        f"{len(arms)} arms x {seeds} seeds on {', '.join(tasks)}: {todo} runs to go, about "
-        f"{_duration(study.seconds(workers))} in {workers} processes. Ctrl-C stops it, the same "
-        "command continues it."
+    _announce(
+        f"{len(arms)} arms x {seeds} seeds on {', '.join(tasks)}: {todo} runs to go",
+        study.seconds(workers),
     )
     if todo:
         with StudyProgress(console, "differentiable") as bar:
@@ -116,11 +114,13 @@ def control(
         workers: Processes; default: one per core.
     """
     study = control_study.control(out, tasks=tasks, arms=recipes, seeds=seeds, steps=steps)
-    millions = {name: f"{count / 1e6:.1f}" for name, count in study.planned().items()}
-    told = ", ".join(f"{name} {count}" for name, count in millions.items())
-    console.print(f"millions of environment steps at most: {told}")
+    _announce(
+        f"{len(study.arms)} arms on {', '.join(study.tasks)}: at most "
+        f"{sum(study.planned().values()):,} runs to go",
+        study.seconds(workers),
+    )
     _run(study.run, workers)
-    command = "rgpo study control"
+    command = shlex.join(["rgpo", *sys.argv[1:]])
     for task, title, rows in control_report.tables(study):
         console.print(f"{task}, {control_report.conclusion(rows, title)}")
     text = study.directory / "tables.md"
@@ -150,10 +150,10 @@ def rlhf(
 
     study = rlhf_study.study(out, arms=arms, seeds=seeds, updates=updates)
     planned = study.planned()
-    console.print(
-        f"{len(study.arms)} arms: {planned['tune']} runs to tune them, {planned['report']} to "
-        f"report; about {_duration(study.seconds(workers))} from here on, on idle cores. Ctrl-C "
-        "stops it, the same command continues it."
+    _announce(
+        f"{len(study.arms)} arms: {planned['tune']} runs to tune them, "
+        f"{planned['report']} to report",
+        study.seconds(workers),
     )
     hush()
     with StageProgress(console) as progress:
@@ -166,6 +166,14 @@ def rlhf(
     text.write_text(report.markdown(command))
     console.print(f"tables: {text}\nreport: {report.write(command).resolve()}")
     return 0
+
+
+def _announce(what: str, seconds: float) -> None:
+    """What is going to be done, before it starts."""
+    console.print(
+        f"{what}; about {_duration(seconds)} on idle cores. Ctrl-C stops it, the same command "
+        "continues it."
+    )
 
 
 def _workload(name: str) -> Callable[..., stale.Study]:

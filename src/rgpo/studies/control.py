@@ -7,6 +7,8 @@ Learning rates come from one grid and strengths from one list per arm, both chos
 not reported.
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -58,6 +60,9 @@ REACHED = 1.5
 """An arm is compared at a target if its best strength is within this factor of it."""
 
 TUNING_SEEDS = (100, 101)
+
+STEPS_PER_SECOND = 8_000
+"""Of one process, before a run of the task has been timed: between HalfCheetah's and Ant's."""
 
 
 @dataclass(frozen=True)
@@ -145,21 +150,22 @@ class ControlStudy:
         run_phases(phases, self.trains, self.directory, workers=workers, watch=watch)
 
     def planned(self) -> dict[str, int]:
-        """Environment steps still to be made, at most, by phase."""
-        steps = self.trains.lengths
+        """Runs still to be made, at most, by task: not every arm reaches every target."""
         options = sum(len(STRENGTHS.get(arm, ())) for arm in self.arms)
-        each = {
-            "learning rates": len(self.arms) * len(TUNING_SEEDS) * len(RATES),
-            "strengths": options * len(TUNING_SEEDS),
-            "report": len(self.arms) * (1 + len(TARGETS)) * len(self.seeds),
-        }
-        done = sum(steps.get(r["task"], 0) for r in read_results(self.directory))
-        left = {}
-        for name, count in each.items():
-            needed = count * sum(steps.values())
-            left[name] = max(needed - done, 0)
-            done = max(done - needed, 0)
-        return left
+        tuned = (len(self.arms) * len(RATES) + options) * len(TUNING_SEEDS)
+        shown = len(self.arms) * (1 + len(TARGETS)) * len(self.seeds)
+        done = Counter(r["task"] for r in read_results(self.directory))
+        return {task: max(tuned + shown - done[task], 0) for task in self.tasks}
+
+    def seconds(self, workers: int | None = None) -> float:
+        """Wall-clock time of what is left, at most: from a task's runs so far or a rough guess."""
+        timed: dict[str, list[float]] = {task: [] for task in self.tasks}
+        for result in read_results(self.directory):
+            timed.get(result["task"], []).append(result["seconds"])
+        rough = {task: [length / STEPS_PER_SECOND] for task, length in self.trains.lengths.items()}
+        left = self.planned()
+        total = sum(left[task] * np.mean(timed[task] or rough[task]) for task in self.tasks)
+        return float(total) / (workers or os.cpu_count() or 1)
 
 
 def control(
