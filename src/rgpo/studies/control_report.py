@@ -22,7 +22,7 @@ from rgpo.runs.statistics import (
 from rgpo.runs.table import chance, number
 from rgpo.studies.control import TARGETS, ControlStudy
 from rgpo.studies.jobs import Result
-from rgpo.studies.text import html_table, markdown_table, percent, scored
+from rgpo.studies.text import html_table, listed, markdown_table, percent, scored
 from rgpo.studies.tuning import matrix, scaled
 
 BASELINE = "ppo"
@@ -30,7 +30,18 @@ BASELINE = "ppo"
 PUBLISHED = {"Walker2d-v5": "+81%", "Ant-v5": "+47%", "HalfCheetah-v5": "~", "Hopper-v5": "~"}
 """RGPO's return against PPO's in the paper (arXiv 2604.14895, abstract; ~: about equal)."""
 
-HEADS = ["arm", "n", "return", "CV", "KL", "KL spikes", "to PPO", "P(better than PPO)", "p"]
+HEADS = [
+    "arm",
+    "n",
+    "learning rate",
+    "return",
+    "CV",
+    "KL",
+    "KL spikes",
+    "to PPO",
+    "P(better than PPO)",
+    "p",
+]
 
 ALL = "All tasks"
 """Name of the table over all tasks, whose scores are on `tuning.scaled`'s scale."""
@@ -47,6 +58,9 @@ class Row:
 
     arm: str
     """With its strength where it was chosen, and the table is of one task."""
+
+    rates: tuple[float, ...]
+    """Learning rates, chosen task by task."""
 
     returns: Summary
     kl: float
@@ -171,7 +185,9 @@ def _row(arm: str, cells: list[list[Result]], base: list[list[Result]] | None) -
         better = probability_of_improvement(scores, theirs)
         p = rank_test(scores, theirs)
     failed = sum(r["failed"] is not None for r in every)
-    return Row(arm, returns, _mean(every, "kl"), _mean(every, "kl_spike"), failed, ratio, better, p)
+    rates = tuple(sorted({r["learning_rate"] for r in every}))
+    kl, spikes = _mean(every, "kl"), _mean(every, "kl_spike")
+    return Row(arm, rates, returns, kl, spikes, failed, ratio, better, p)
 
 
 def _cells(row: Row) -> list[str]:
@@ -179,6 +195,7 @@ def _cells(row: Row) -> list[str]:
     return [
         row.arm,
         runs,
+        listed(row.rates),
         scored(row.returns),
         percent(row.returns.cv),
         number(row.kl),
