@@ -19,7 +19,8 @@ from rgpo.studies.jobs import RESULTS, Cell, hold_lengths
 def measured(cell: Cell) -> dict:
     """KL is set by the strength; rgpo is worth 20 more than ppo at any KL, 3e-4 is best."""
     recipe, _, option = cell.arm.partition(":")
-    strength = float(option.split(",")[0].partition("=")[2]) if option else 0.1
+    published = {"ppo": 0.2, "rgpo": 0.01, "awr": 0.0}[recipe]
+    strength = float(option.split(",")[0].partition("=")[2]) if option else published
     kl = {"ppo": strength / 10, "rgpo": strength, "awr": 0.2}[recipe]
     noise = np.random.default_rng([cell.seed, len(cell.arm)]).normal()
     level = {"ppo": 100.0, "rgpo": 120.0, "awr": 101.0}[recipe]
@@ -49,6 +50,8 @@ def test_arms_are_brought_to_the_same_kl_or_left_out(study):
     assert set(study.rates().values()) == {3e-4}
     found = study.matched()
     assert found["Walker2d-v5", 0.01, "ppo"] == "ppo:clip_low=0.1,clip_high=0.1"
+    assert found["Walker2d-v5", 0.01, "rgpo"] == "rgpo"  # its published KL target
+    assert not any(cell.arm == "rgpo:kl_target=0.01" for cell in study.strengths())
     assert found["Walker2d-v5", 0.03, "rgpo"] == "rgpo:kl_target=0.03"
     assert not any(arm == "awr" for _, _, arm in found)  # nothing to set
 
@@ -107,10 +110,10 @@ def test_every_strength_is_a_hyper_parameter_of_its_arm():
 
 
 def test_the_plan_counts_runs_and_unknown_arms_are_refused(study, tmp_path):
-    assert study.planned() == {"Walker2d-v5": 2 * 5}  # awr has no strength to match
+    assert study.planned() == {"Walker2d-v5": 3 * 5}  # awr has no strength, one is published
     fresh = control.control(tmp_path / "new", tasks=["Hopper-v5"], arms=["ppo"], seeds=3)
-    assert fresh.planned() == {"Hopper-v5": 2 * 3 + 2 * 5 + 3 * 3}
-    assert fresh.seconds(workers=2) == 25 * 100_000 / control.STEPS_PER_SECOND / 2
+    assert fresh.planned() == {"Hopper-v5": 2 * 3 + 2 * 4 + 3 * 3}
+    assert fresh.seconds(workers=2) == 23 * 100_000 / control.STEPS_PER_SECOND / 2
     hold_lengths(study.directory, study.trains.lengths)
     shorter = control.control(study.directory, tasks=["Walker2d-v5"], arms=["ppo"], steps=10)
     with pytest.raises(RgpoError, match="have a length of 100,000, not 10"):

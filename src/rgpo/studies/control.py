@@ -1,4 +1,4 @@
-"""The paper's control table, as published and at equal step size: the study behind docs/control.md.
+"""The paper's control table, as published and at equal step size: docs/control-study.md.
 
 Early trials showed that the size of the policy's steps explains most differences between
 objectives. So the arms are compared twice: with the hyper-parameters of their papers, and with
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from rgpo.control.config import TrainConfig
+from rgpo.core.recipes import Recipe
 from rgpo.studies.control_cells import ControlCells
 from rgpo.studies.jobs import Cell, Result, Watch, read_results, run_phases
 from rgpo.studies.tuning import RATES, best_rates, judged
@@ -81,13 +82,23 @@ class ControlStudy:
         return [Cell(task, arm, 0, seed, rate) for task, arm, seed, rate in grid]
 
     def strengths(self) -> list[Cell]:
-        """Every arm at its learning rate with every strength."""
+        """Every arm at its learning rate with every strength that is not its published one."""
         rates = self.rates()
         return [
-            Cell(task, f"{arm}:{option}", 0, seed, rates[task, arm])
+            Cell(task, variant, 0, seed, rates[task, arm])
             for task, arm, seed in product(self.tasks, self.arms, TUNING_SEEDS)
-            for option in STRENGTHS.get(arm, ())
+            for variant in self._variants(arm)
+            if variant != arm
         ]
+
+    def _variants(self, arm: str) -> list[str]:
+        """The arm with each of its strengths; the arm itself for the one that it has anyway."""
+        each = [f"{arm}:{option}" for option in STRENGTHS.get(arm, ())]
+        return [arm if self._settings(name) == self._settings(arm) else name for name in each]
+
+    def _settings(self, variant: str) -> tuple[Recipe, float]:
+        config = self.trains.config(Cell(self.tasks[0], variant, 0, 0, 1e-3))
+        return config.resolve(), config.max_kl
 
     def reported(self) -> list[Cell]:
         """Published arms, and those that reach a target, on the seeds that are shown."""
@@ -112,20 +123,18 @@ class ControlStudy:
 
     def matched(self) -> dict[tuple[str, float, str], str]:
         """The variant of every arm whose mean KL is nearest to the target, if it is near it."""
-        rates, kl = self.rates(), dict[tuple[str, str], dict[str, list[float]]]()
+        measured: dict[tuple[str, str, float], list[float]] = {}
         for result in self._tuned():
-            arm, _, option = result["arm"].partition(":")
-            rate = rates.get((result["task"], arm))
-            if option in STRENGTHS.get(arm, ()) and result["learning_rate"] == rate:
-                by_option = kl.setdefault((result["task"], arm), {})
-                by_option.setdefault(option, []).append(result["kl"] or np.inf)
+            key = result["task"], result["arm"], result["learning_rate"]
+            measured.setdefault(key, []).append(result["kl"] or np.inf)
         found = {}
-        for (task, arm), by_option in kl.items():
+        for (task, arm), rate in self.rates().items():
+            each = {variant: measured.get((task, variant, rate)) for variant in self._variants(arm)}
             for target in TARGETS:
-                off = {o: abs(np.log(np.mean(k) / target)) for o, k in by_option.items()}
-                best = min(off, key=off.__getitem__)
-                if off[best] <= np.log(REACHED):
-                    found[task, target, arm] = f"{arm}:{best}"
+                off = {v: abs(np.log(np.mean(kl) / target)) for v, kl in each.items() if kl}
+                best = min(off, key=off.__getitem__, default="")
+                if best and off[best] <= np.log(REACHED):
+                    found[task, target, arm] = best
         return found
 
     def shown(self) -> list[Result]:
@@ -151,7 +160,7 @@ class ControlStudy:
 
     def planned(self) -> dict[str, int]:
         """Runs still to be made, at most, by task: not every arm reaches every target."""
-        options = sum(len(STRENGTHS.get(arm, ())) for arm in self.arms)
+        options = sum(v != arm for arm in self.arms for v in self._variants(arm))
         tuned = (len(self.arms) * len(RATES) + options) * len(TUNING_SEEDS)
         shown = len(self.arms) * (1 + len(TARGETS)) * len(self.seeds)
         done = Counter(r["task"] for r in read_results(self.directory))

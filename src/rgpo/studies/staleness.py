@@ -28,6 +28,9 @@ from rgpo.studies.tuning import RATES, best_rates, judged, scaled, score
 AGES = {"control": (0, 1, 2, 4, 8, 16), "language": (0, 8, 32)}
 """Updates between the policy that acts and the one that learns."""
 
+TUNING_AGES = {"control": (0, 8), "language": (0, 8, 32)}
+"""Ages at which learning rates are chosen; other ages get the rate of the nearest one."""
+
 TUNING_SEEDS = {"control": (100, 101), "language": (100,)}
 """Seeds on which learning rates are chosen; never reported."""
 
@@ -107,14 +110,9 @@ class Study:
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     """(task, arm) that cannot be trained, and why."""
 
-    @property
-    def tuning_ages(self) -> tuple[int, int]:
-        """Ages at which learning rates are chosen: fresh data and the middle of the old ones."""
-        return self.ages[0], self.ages[len(self.ages) * 2 // 3]
-
     def tuned_at(self, age: int) -> int:
         """The tuning age whose learning rate data of this age get: the nearer one."""
-        return min(self.tuning_ages, key=lambda tuned: abs(tuned - age))
+        return min(TUNING_AGES[self.workload], key=lambda tuned: abs(tuned - age))
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every task with every arm that it can train."""
@@ -122,7 +120,9 @@ class Study:
 
     def tuning(self) -> list[Cell]:
         """Cells of the first phase."""
-        grid = product(self.pairs(), self.tuning_ages, TUNING_SEEDS[self.workload], self.rates)
+        grid = product(
+            self.pairs(), TUNING_AGES[self.workload], TUNING_SEEDS[self.workload], self.rates
+        )
         return [Cell(task, arm, age, seed, rate) for (task, arm), age, seed, rate in grid]
 
     def reported(self, arms: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
