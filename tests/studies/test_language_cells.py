@@ -148,3 +148,13 @@ def test_learning_raises_the_accuracy(cells):
 def test_other_tasks_are_refused(tmp_path):
     with pytest.raises(RgpoError, match="has one task"):
         language.language(tmp_path, tasks=["chain_sum"])
+
+
+def test_a_minibatch_without_any_advantage_hides_nothing_of_the_others(cells, monkeypatch):
+    monkeypatch.setattr(language, "PROMPTS", 2)  # one word a minibatch: often all wrong
+    found = cells([Cell(TASK, "ppo", 0, 0, 1e-3)])[0]
+    assert 0 < found["weight_mean"] <= 1.3
+    monkeypatch.setattr(language, "_right", lambda sampled, _: torch.zeros(len(sampled)))
+    found = cells([Cell(TASK, "ppo", 0, 0, 1e-3)])[0]
+    assert found["weight_mean"] is None
+    assert found["kl"] == 0

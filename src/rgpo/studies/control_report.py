@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import plotly.graph_objects as go
 
 from rgpo.runs.atomic import write_atomic
@@ -23,7 +22,7 @@ from rgpo.runs.table import chance, number
 from rgpo.studies.control import TARGETS, ControlStudy
 from rgpo.studies.jobs import Result
 from rgpo.studies.text import html_table, listed, markdown_table, percent, scored
-from rgpo.studies.tuning import matrix, scaled
+from rgpo.studies.tuning import average, matrix, scaled
 
 BASELINE = "ppo"
 
@@ -186,7 +185,7 @@ def _row(arm: str, cells: list[list[Result]], base: list[list[Result]] | None) -
         p = rank_test(scores, theirs)
     failed = sum(r["failed"] is not None for r in every)
     rates = tuple(sorted({r["learning_rate"] for r in every}))
-    kl, spikes = _mean(every, "kl"), _mean(every, "kl_spike")
+    kl, spikes = average(every, "kl"), average(every, "kl_spike")
     return Row(arm, rates, returns, kl, spikes, failed, ratio, better, p)
 
 
@@ -225,8 +224,3 @@ def _bars(rows: Sequence[Row]) -> go.Figure:
         )
     figure.update_xaxes(title_text="return of training episodes, last 10% of the steps")
     return styled(figure, height=120 + 34 * len(rows), hovermode="closest")
-
-
-def _mean(results: Sequence[Result], key: str) -> float:
-    values = [r[key] for r in results if r[key] is not None]
-    return float(np.mean(values)) if values else float("nan")

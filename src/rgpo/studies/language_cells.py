@@ -156,7 +156,8 @@ class Run:
                 failure = f"update {number + 1} was not finite"
                 break
             rows.append(row)
-        found: Result = {k: float(np.mean([r[k] for r in rows])) for k in (rows or [{}])[0]}
+        found: Result = {k: _mean([r[k] for r in rows]) for k in (rows or [{}])[0]}
+        found = {name: None if np.isnan(number) else number for name, number in found.items()}
         right = 0.0 if failure else accuracy(self.model)
         return found | {"final_return": right, "failed": failure}
 
@@ -172,7 +173,7 @@ class Run:
                 sample = {name: tensor[index] for name, tensor in inputs.items()}
                 measured.append(self._step(data.rows(index), sample, progress))
                 steps += 1
-        row = {name: float(np.mean([m[name] for m in measured])) for name in measured[0]}
+        row = {name: _mean([m[name] for m in measured]) for name in measured[0]}
         row |= self._measure(data, before)
         self._adapt(row, (progress * self.updates + 1) / self.updates, steps)
         return row
@@ -355,6 +356,12 @@ def completions(model: Transformer, random: np.random.Generator) -> Completions:
     data.logits = _logits(model, data)
     data.log_prob = _log_prob(data.logits, data)
     return data
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers: a minibatch without any advantage has no weights to measure."""
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")
 
 
 def _right(sampled: Tensor, answers: Tensor) -> Tensor:

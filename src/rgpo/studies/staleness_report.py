@@ -17,7 +17,7 @@ from rgpo.runs.table import chance, number
 from rgpo.studies.jobs import Result
 from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
 from rgpo.studies.text import listed, markdown_table, scored
-from rgpo.studies.tuning import RATES, judged, matrix, scaled
+from rgpo.studies.tuning import RATES, average, judged, matrix, scaled
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
@@ -329,8 +329,8 @@ def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Resul
         sum(result["failed"] is not None for result in every),
         fresh,
         stale,
-        {key: _mean(every, key) for key in WEIGHTS},
-        {key: {age: _mean(cell, key) for age, cell in ages.items()} for key in MOVES},
+        {key: float(np.mean([average(cell, key) for cell in ages.values()])) for key in WEIGHTS},
+        {key: {age: average(cell, key) for age, cell in ages.items()} for key in MOVES},
     )
 
 
@@ -345,8 +345,3 @@ def _compare(
     ]
     fresh, stale = (Against(probability_of_improvement(*p), rank_test(*p)) for p in pairs)
     return fresh, stale
-
-
-def _mean(results: Sequence[Result], key: str) -> float:
-    values = [r[key] for r in results if r.get(key) is not None]
-    return float(np.mean(values)) if values else float("nan")

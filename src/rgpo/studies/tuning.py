@@ -53,6 +53,12 @@ def matrix(cells: Sequence[Sequence[Result]]) -> np.ndarray:
     return np.array([[scores[seed] for scores in by_cell] for seed in sorted(seeds)])
 
 
+def average(results: Iterable[Result], key: str) -> float:
+    """Mean of a measurement over the runs that have it; NaN if none does."""
+    values = [x for r in results if (x := r.get(key)) is not None and not np.isnan(x)]
+    return float(np.mean(values)) if values else float("nan")
+
+
 def best_rates(results: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, float]:
     """The learning rate with the best mean score, for every key of the results."""
     found: dict[Key, dict[float, list[float]]] = {}
