@@ -17,6 +17,7 @@ from rgpo.studies.staleness_report import (
     columns,
     place_cells,
     row_cells,
+    together,
 )
 from rgpo.studies.text import html_table, listed
 
@@ -51,7 +52,7 @@ def _body(found: Findings, command: str) -> Iterator[str]:
     yield "are not shown; intervals are 95% bootstrap intervals of the interquartile mean.</p>"
     yield "</header>"
     if found.places:
-        yield f'<h2>All tasks together</h2><section class="card">{_told(found.general)}</section>'
+        yield f'<h2>{together(study)}</h2><section class="card">{_told(found.general)}</section>'
         yield html_table(PLACES, map(place_cells, found.places))
     for index, (task, (table, told)) in enumerate(found.tasks.items()):
         ages = list(table[0].scores)

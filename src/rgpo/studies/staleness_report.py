@@ -1,6 +1,7 @@
 """What the staleness study says: tables and sentences, all made from its results."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,7 @@ class Row:
     """By age."""
 
     rates: dict[int, float]
-    """Learning rate by age: one chosen on fresh data, one on old."""
+    """Learning rate by the age that it was tuned at."""
 
     seeds: int
     failed: int
@@ -84,7 +85,7 @@ def rows(study: Study, task: str) -> list[Row]:
     runs = _by_arm(_reported(study), task)
     baseline = BASELINES[study.workload]
     found = [
-        _row(arm, ages, None if arm == baseline else runs.get(baseline))
+        _row(arm, ages, None if arm == baseline else runs.get(baseline), study.tuned_at)
         for arm, ages in runs.items()
     ]
     return sorted(found, key=lambda row: -np.mean([s.iqm for s in row.scores.values()]))
@@ -152,9 +153,15 @@ def leading(found: Sequence[Place], count: int = 5) -> list[str]:
 
 def caveats(study: Study) -> list[str]:
     """What a reader must know of the tuning and of the test, measured."""
-    rates = list(study.chosen_rates().values())
-    highest = sum(rate == max(RATES) for rate in rates)
+    rates = study.chosen_rates()
+    highest = sum(rate == max(RATES) for rate in rates.values())
+    chosen = Counter((age, rate) for (_, _, age), rate in rates.items())
+    counts = "; ".join(
+        f"{listed(chosen[age, rate] for rate in RATES)} times at age {age}"
+        for age in sorted({age for age, _ in chosen})
+    )
     told = [f"{highest} of {len(rates)} tuned learning rates are the highest of the grid."]
+    told.append(f"{listed(RATES)} were chosen {counts}.")
     results = _reported(study)
     together = [_seed_correlation(_by_arm(results, task)) for task in study.tasks]
     if all(np.isfinite(together)):
@@ -226,7 +233,7 @@ def markdown(found: Findings, command: str) -> str:
     """The page of the docs: who leads, each task's sentences and table, and what was not run."""
     parts = [f"Command: `{command}`\n"]
     if found.places:
-        parts += ["\n## All tasks together\n", *(f"- {s}" for s in found.general), ""]
+        parts += [f"\n## {together(found.study)}\n", *(f"- {s}" for s in found.general), ""]
         parts.append(markdown_table(PLACES, map(place_cells, found.places)))
     for task, (table, told) in found.tasks.items():
         ages = list(table[0].scores)
@@ -239,6 +246,11 @@ def markdown(found: Findings, command: str) -> str:
             reasons.setdefault(reason, []).append(task)
         parts += [f"- {', '.join(tasks)}: {reason}" for reason, tasks in reasons.items()]
     return "\n".join(parts) + "\n"
+
+
+def together(study: Study) -> str:
+    """Heading of what is told over all tasks, on one scale."""
+    return "All tasks together" if len(study.tasks) > 1 else "Fresh and old data"
 
 
 def sentences(study: Study, task: str, table: Sequence[Row]) -> list[str]:
@@ -287,7 +299,8 @@ def row_cells(row: Row, ages: Sequence[int]) -> list[str]:
     runs = str(row.seeds) + (f" ({row.failed} diverged)" if row.failed else "")
     scores = [scored(row.scores[a]) for a in ages]
     against = [chance(a and a.chance) for a in (row.fresh, row.stale)]
-    rate = " / ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates.values()))
+    each = [f"{rate:g}" for rate in row.rates.values()]
+    rate = " / ".join(each if len(set(each)) > 1 else each[:1])
     weights = [number(row.weights[key]) for key in WEIGHTS]
     ends = (min(ages), max(ages))
     moves = [" → ".join(number(row.moves[key][age]) for age in ends) for key in MOVES]
@@ -318,13 +331,18 @@ def _by_arm(results: Sequence[Result], task: str) -> dict[str, dict[int, list[Re
     return found
 
 
-def _row(arm: str, ages: dict[int, list[Result]], baseline: dict[int, list[Result]] | None) -> Row:
+def _row(
+    arm: str,
+    ages: dict[int, list[Result]],
+    baseline: dict[int, list[Result]] | None,
+    tuned_at: Callable[[int], int],
+) -> Row:
     every = [result for results in ages.values() for result in results]
     fresh, stale = (None, None) if baseline is None else _compare(ages, baseline)
     return Row(
         arm,
         {age: summarize({arm: matrix([cell])})[arm] for age, cell in ages.items()},
-        {age: results[0]["learning_rate"] for age, results in ages.items()},
+        {tuned_at(age): results[0]["learning_rate"] for age, results in ages.items()},
         min(len(results) for results in ages.values()),
         sum(result["failed"] is not None for result in every),
         fresh,
