@@ -23,8 +23,9 @@ from rgpo.studies.staleness_report import (
     markdown,
     places,
     rows,
+    tuning_table,
 )
-from rgpo.studies.tuning import judged
+from rgpo.studies.tuning import RATES, judged
 
 
 class Known:
@@ -123,7 +124,16 @@ def test_all_tasks_together_on_one_scale(tmp_path):
     assert grid == "6 of 12 tuned learning rates are the highest of the grid."
     assert rates.startswith("0.0001, 0.0003, 0.001 were chosen 0, 0, 6 times at age 0; 6, 0, 0 ")
     assert "correlate by 1, 1 (A, B)" in correlation  # Known's noise is the seed's at every age
+    head, lines = tuning_table(done, "A")
+    assert head == ["recipe", *(f"age {a}, {r:g}" for a in (0, 8) for r in RATES)]
+    assert [line[0] for line in lines] == sorted(done.arms)
+    for line in lines:  # the best of an age is the rate that was chosen there
+        for age, best in ((0, 1e-3), (8, 1e-4)):
+            scores = dict(zip(head[1:], map(float, line[1:]), strict=True))
+            mine = {r: scores[f"age {age}, {r:g}"] for r in RATES}
+            assert max(mine, key=mine.__getitem__) == best
     text = markdown(findings(done), "")
+    assert "## A: tuning" in text
     assert "| spo | 0.998 [" in text
     assert r"| mean \|w\|/\|A\| |" in text
 

@@ -12,12 +12,14 @@ from rgpo.runs.page import card, page
 from rgpo.studies.staleness import BASELINES
 from rgpo.studies.staleness_report import (
     PLACES,
+    TUNED,
     Findings,
     Row,
     columns,
     place_cells,
     row_cells,
     together,
+    tuning_table,
 )
 from rgpo.studies.text import html_table, listed
 
@@ -71,6 +73,8 @@ def _body(found: Findings, command: str) -> Iterator[str]:
         )
         yield card("Who may leave the old policy?", read, _distances(table), f"distance{index}")
         yield html_table(columns(ages), (row_cells(row, ages) for row in table))
+        yield f"<h3>Tuning</h3><p>{TUNED}</p>"
+        yield html_table(*tuning_table(study, task))
     yield f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -16,9 +17,17 @@ from rgpo.runs.statistics import (
 )
 from rgpo.runs.table import chance, number
 from rgpo.studies.jobs import Result
-from rgpo.studies.staleness import BASELINES, CONTRASTS, FIRST_SEEDS, LEADER_SEEDS, Study
+from rgpo.studies.staleness import (
+    BASELINES,
+    CONTRASTS,
+    FIRST_SEEDS,
+    LEADER_SEEDS,
+    TUNING_AGES,
+    TUNING_SEEDS,
+    Study,
+)
 from rgpo.studies.text import listed, markdown_table, scored
-from rgpo.studies.tuning import RATES, average, judged, matrix, scaled
+from rgpo.studies.tuning import RATES, average, judged, matrix, scaled, score
 
 WEIGHTS = {
     "weight_mean": "mean |w|/|A|",
@@ -35,6 +44,8 @@ MOVES = {"kl": "KL per update", "kl_behavior": "KL from behaviour"}
 
 PLACES = ["recipe", "score on fresh data", "score on old data"]
 """Columns of the table over all tasks."""
+
+TUNED = "Mean score over the tuning seeds at every learning rate; the highest of an age was chosen."
 
 SCALE = (
     "On the scale of this table 0 is a task's lowest mean of any recipe at any age, 1 the highest."
@@ -239,6 +250,9 @@ def markdown(found: Findings, command: str) -> str:
         ages = list(table[0].scores)
         parts += [f"\n## {task}\n", *(f"- {s}" for s in told), ""]
         parts.append(markdown_table(columns(ages), [row_cells(row, ages) for row in table]))
+    for task in found.tasks:
+        parts += [f"\n## {task}: tuning\n", f"{TUNED}\n"]
+        parts.append(markdown_table(*tuning_table(found.study, task)))
     if found.study.refused:
         parts += ["\n## Not run\n"]
         reasons: dict[str, list[str]] = {}
@@ -246,6 +260,24 @@ def markdown(found: Findings, command: str) -> str:
             reasons.setdefault(reason, []).append(task)
         parts += [f"- {', '.join(tasks)}: {reason}" for reason, tasks in reasons.items()]
     return "\n".join(parts) + "\n"
+
+
+def tuning_table(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of the tuning: every recipe's mean score at every age and learning rate."""
+    found: dict[str, dict[tuple[int, float], list[float]]] = {}
+    for result in judged(study.results(TUNING_SEEDS[study.workload])):
+        if result["task"] == task:
+            cells = found.setdefault(result["arm"], {})
+            place = result["staleness"], result["learning_rate"]
+            cells.setdefault(place, []).append(score(result))
+    places = list(product(TUNING_AGES[study.workload], study.rates))
+    head = ["recipe", *(f"age {age}, {rate:g}" for age, rate in places)]
+    lines = [
+        [arm, *(number(float(np.mean(cells[place]))) for place in places)]
+        for arm, cells in sorted(found.items())
+        if all(place in cells for place in places)
+    ]
+    return head, lines
 
 
 def together(study: Study) -> str:
