@@ -64,14 +64,18 @@ def test_tables_and_sentences(study):
     assert rows[0].p == pytest.approx(2 / math.comb(10, 5))
     assert rows[0].ratio == pytest.approx(1.2, abs=0.03)
     assert rows[-1].better is None
-    assert "better than PPO: rgpo; not distinguishable: awr." in conclusion(rows, "as published")
+    assert conclusion(rows) == "Better than PPO: rgpo. Not distinguishable: awr."
+    assert conclusion(rows[-1:]) == "Nothing to compare."
     for target in TARGETS:
         matched = found[f"at a KL of {target:g}"]
         assert {row.arm.partition(":")[0] for row in matched} == {"ppo", "rgpo"}
         assert all(abs(math.log(row.kl / target)) < math.log(1.5) for row in matched)
     text = markdown(study, "rgpo study control")
-    assert "In the paper RGPO's return is +81% against PPO's." in text
+    assert "In the paper RGPO's return is 81% above PPO's." in text
     assert "at a KL of 0.03" in text
+    assert (
+        "- Walker2d-v5: Rank correlation of return and mean KL per update over 6 variants:" in text
+    )
     assert "Walker2d-v5" in write(study, "rgpo study control").read_text()
 
 

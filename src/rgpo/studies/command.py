@@ -122,7 +122,7 @@ def control(
     _run(study.run, workers)
     command = shlex.join(["rgpo", *sys.argv[1:]])
     for task, title, rows in control_report.tables(study):
-        console.print(f"{task}, {control_report.conclusion(rows, title)}")
+        console.print(f"{task}, {title}. {control_report.conclusion(rows)}")
     text = study.directory / "tables.md"
     text.write_text(control_report.markdown(study, command))
     console.print(f"tables: {text}\nreport: {control_report.write(study, command).resolve()}")

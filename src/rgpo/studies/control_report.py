@@ -26,8 +26,13 @@ from rgpo.studies.tuning import average, matrix, scaled
 
 BASELINE = "ppo"
 
-PUBLISHED = {"Walker2d-v5": "+81%", "Ant-v5": "+47%", "HalfCheetah-v5": "~", "Hopper-v5": "~"}
-"""RGPO's return against PPO's in the paper (arXiv 2604.14895, abstract; ~: about equal)."""
+PUBLISHED = {
+    "Walker2d-v5": "81% above PPO's",
+    "Ant-v5": "47% above PPO's",
+    "HalfCheetah-v5": "about PPO's",
+    "Hopper-v5": "about PPO's",
+}
+"""RGPO's return in the paper (arXiv 2604.14895, abstract)."""
 
 HEADS = [
     "arm",
@@ -66,7 +71,7 @@ class Row:
     spikes: float
     failed: int
     ratio: float | None
-    """IQM over the baseline's, where that is positive and the scores are returns."""
+    """IQM over the baseline's, where both are positive and the scores are returns."""
 
     better: Improvement | None
     """Than the baseline; None for itself."""
@@ -109,18 +114,35 @@ def on_all(study: ControlStudy, variants: Variants) -> list[Row]:
     return [replace(row, ratio=None) for row in _rows(runs)]
 
 
-def conclusion(rows: Sequence[Row], what: str) -> str:
-    """One sentence: who is better than PPO, who is worse, who cannot be told from it."""
+def every_variant(study: ControlStudy, task: str) -> list[Row]:
+    """All that has runs on this task: as published, and at the strengths of the other tables."""
+    results = study.shown()
+    mine = dict.fromkeys(r["arm"] for r in results if r["task"] == task)
+    return _rows({variant: [_runs(results, task, variant)] for variant in mine})
+
+
+def step_size(rows: Sequence[Row]) -> str:
+    """How the return goes with the size of the updates."""
+    from scipy.stats import spearmanr
+
+    rank = float(spearmanr([r.kl for r in rows], [r.returns.iqm for r in rows]).statistic)
+    return (
+        f"Rank correlation of return and mean KL per update over {len(rows)} variants: {rank:.2f}."
+    )
+
+
+def conclusion(rows: Sequence[Row]) -> str:
+    """Who is better than PPO, who is worse, who cannot be told from it."""
     compared = {row.arm: row for row in rows if row.better is not None}
     found = discoveries({arm: row.p for arm, row in compared.items() if row.p is not None})
     better = [a for a in found if compared[a].better.probability > 0.5]  # type: ignore[union-attr]
     groups = {
-        "better than PPO": better,
-        "worse": [arm for arm in found if arm not in better],
-        "not distinguishable": [arm for arm in compared if arm not in found],
+        "Better than PPO": better,
+        "Worse": [arm for arm in found if arm not in better],
+        "Not distinguishable": [arm for arm in compared if arm not in found],
     }
-    parts = [f"{words}: {', '.join(arms)}" for words, arms in groups.items() if arms]
-    return f"{what}: " + ("; ".join(parts) or "nothing to compare") + "."
+    parts = [f"{words}: {', '.join(arms)}." for words, arms in groups.items() if arms]
+    return " ".join(parts) or "Nothing to compare."
 
 
 def tables(study: ControlStudy) -> Iterator[tuple[str, str, list[Row]]]:
@@ -137,21 +159,28 @@ def tables(study: ControlStudy) -> Iterator[tuple[str, str, list[Row]]]:
 def markdown(study: ControlStudy, command: str) -> str:
     """The page of the docs."""
     parts = [f"Command: `{command}`\n"]
+    parts += [f"- {task}: {step_size(rows)}" for task, rows in _sized(study)]
     for task, title, rows in tables(study):
         parts.append(f"\n## {task}, {title}\n")
         if task == ALL:
             parts.append(SCALE + "\n")
         if task in PUBLISHED:
-            parts.append(f"In the paper RGPO's return is {PUBLISHED[task]} against PPO's.\n")
-        parts += [conclusion(rows, title) + "\n", markdown_table(HEADS, map(_cells, rows))]
+            parts.append(f"In the paper RGPO's return is {PUBLISHED[task]}.\n")
+        parts += [conclusion(rows) + "\n", markdown_table(HEADS, map(_cells, rows))]
     return "\n".join(parts) + "\n"
 
 
 def write(study: ControlStudy, command: str) -> Path:
     """Write report.html beside the results and return its path."""
     body = "<header><h1>Control: as published, and at equal KL</h1></header>"
+    for index, (task, rows) in enumerate(_sized(study)):
+        read = (
+            f"{step_size(rows)} A point is an arm as published (named) or at another strength; a "
+            "line joins those of one arm."
+        )
+        body += card(f"{task}: size of the updates", read, _sizes(rows), f"size{index}")
     for index, (task, title, rows) in enumerate(tables(study)):
-        read = conclusion(rows, title) + " Bars: 95% bootstrap intervals of the interquartile mean."
+        read = conclusion(rows) + " Bars: 95% bootstrap intervals of the interquartile mean."
         body += f"<h2>{escape(task)}, {escape(title)}</h2>"
         body += card("Return", read, _bars(rows), f"return{index}")
         body += html_table(HEADS, map(_cells, rows))
@@ -159,6 +188,12 @@ def write(study: ControlStudy, command: str) -> Path:
     path = study.directory / "report.html"
     write_atomic(path, page("Control study", body).encode())
     return path
+
+
+def _sized(study: ControlStudy) -> list[tuple[str, list[Row]]]:
+    """Tasks with enough variants to speak of a correlation, and these."""
+    found = [(task, every_variant(study, task)) for task in study.tasks]
+    return [(task, rows) for task, rows in found if len(rows) > 2]
 
 
 def _runs(results: Sequence[Result], task: str, variant: str) -> list[Result]:
@@ -180,7 +215,7 @@ def _row(arm: str, cells: list[list[Result]], base: list[list[Result]] | None) -
     if base is not None and base is not cells:
         theirs = matrix(base)
         middle = summarize({BASELINE: theirs})[BASELINE].iqm
-        ratio = returns.iqm / middle if middle > 0 else None
+        ratio = returns.iqm / middle if min(middle, returns.iqm) > 0 else None
         better = probability_of_improvement(scores, theirs)
         p = rank_test(scores, theirs)
     failed = sum(r["failed"] is not None for r in every)
@@ -196,13 +231,45 @@ def _cells(row: Row) -> list[str]:
         runs,
         listed(row.rates),
         scored(row.returns),
-        percent(row.returns.cv),
+        percent(row.returns.cv if row.returns.iqm > 0 else None),
         number(row.kl),
         percent(row.spikes),
         "–" if row.ratio is None else f"{row.ratio:.2f}",
         chance(row.better),
         "–" if row.p is None else f"{row.p:.2g}",
     ]
+
+
+def _sizes(rows: Sequence[Row]) -> go.Figure:
+    """Return against KL per update; the published form of an arm carries its name."""
+    figure = go.Figure()
+    arms: dict[str, list[Row]] = {}
+    for row in rows:
+        arms.setdefault(row.arm.partition(":")[0], []).append(row)
+    color = colors(list(arms))
+    for arm, variants in arms.items():
+        mine = sorted(variants, key=lambda row: row.kl)
+        scores = [row.returns for row in mine]
+        figure.add_scatter(
+            x=[row.kl for row in mine],
+            y=[s.iqm for s in scores],
+            error_y={
+                "array": [s.iqm_high - s.iqm for s in scores],
+                "arrayminus": [s.iqm - s.iqm_low for s in scores],
+                "thickness": 1,
+            },
+            text=[row.arm if row.arm == arm else "" for row in mine],
+            hovertext=[row.arm for row in mine],
+            name=arm,
+            mode="lines+markers+text",
+            marker={"size": 9, "color": color[arm]},
+            line={"width": 1, "dash": "dot", "color": color[arm]},
+            textposition="bottom right",
+            textfont={"size": 12},
+        )
+    figure.update_xaxes(type="log", title_text="KL per update")
+    figure.update_yaxes(title_text="return")
+    return styled(figure, height=460, hovermode="closest").update_layout(showlegend=True)
 
 
 def _bars(rows: Sequence[Row]) -> go.Figure:
