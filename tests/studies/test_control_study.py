@@ -12,7 +12,7 @@ from rgpo.errors import RgpoError
 from rgpo.studies import control
 from rgpo.studies.control import STRENGTHS, TARGETS, ControlStudy
 from rgpo.studies.control_cells import ControlCells
-from rgpo.studies.control_report import ALL, comparisons, conclusion, markdown, tables, write
+from rgpo.studies.control_report import ALL, comparisons, conclusion, findings, markdown, write
 from rgpo.studies.jobs import RESULTS, Cell, hold_lengths
 
 
@@ -57,7 +57,7 @@ def test_arms_are_brought_to_the_same_kl_or_left_out(study):
 
 
 def test_tables_and_sentences(study):
-    found = {title: rows for _, title, rows in tables(study)}
+    found = {title: rows for _, title, rows in findings(study).tables}
     rows = found["as published"]
     assert [row.arm for row in rows] == ["rgpo", "awr", "ppo"]
     assert rows[0].better.probability == 1
@@ -70,18 +70,18 @@ def test_tables_and_sentences(study):
         matched = found[f"at a KL of {target:g}"]
         assert {row.arm.partition(":")[0] for row in matched} == {"ppo", "rgpo"}
         assert all(abs(math.log(row.kl / target)) < math.log(1.5) for row in matched)
-    text = markdown(study, "rgpo study control")
+    text = markdown(findings(study), "rgpo study control")
     assert "In the paper RGPO's return is 81% above PPO's." in text
     assert "at a KL of 0.03" in text
     assert (
         "- Walker2d-v5: Rank correlation of return and mean KL per update over 6 variants:" in text
     )
-    assert "Walker2d-v5" in write(study, "rgpo study control").read_text()
+    assert "Walker2d-v5" in write(findings(study), "rgpo study control").read_text()
 
 
 def test_tasks_together_are_on_one_scale_and_compared_within_tasks(tmp_path):
     study = ended(tmp_path, ["Walker2d-v5", "Hopper-v5"])
-    together = {title: rows for task, title, rows in tables(study) if task == ALL}
+    together = {title: rows for task, title, rows in findings(study).tables if task == ALL}
     assert list(together) == list(comparisons(study))
     rgpo, *_, ppo = together["as published"]
     assert (rgpo.arm, ppo.arm) == ("rgpo", "ppo")

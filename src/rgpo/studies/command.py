@@ -90,7 +90,7 @@ def differentiable(
     for sentence in pathwise.sentences(study):
         console.print(sentence)
     text = out / "tables.md"
-    text.write_text(pathwise.markdown(study, shlex.join(["rgpo", *sys.argv[1:]])))
+    text.write_text(pathwise.markdown(study, _typed()))
     console.print(f"tables: {text}   (`rgpo report {out / 'runs'}` draws the runs)")
     return 0
 
@@ -120,13 +120,11 @@ def control(
         study.seconds(workers),
     )
     _run(study.run, workers)
-    command = shlex.join(["rgpo", *sys.argv[1:]])
-    for task, title, rows in control_report.tables(study):
+    found, command = control_report.findings(study), _typed()
+    for task, title, rows in found.tables:
         console.print(f"{task}, {title}. {control_report.conclusion(rows)}")
-    text = study.directory / "tables.md"
-    text.write_text(control_report.markdown(study, command))
-    console.print(f"tables: {text}\nreport: {control_report.write(study, command).resolve()}")
-    return 0
+    text = control_report.markdown(found, command)
+    return _written(out, text, control_report.write(found, command))
 
 
 def rlhf(
@@ -159,13 +157,10 @@ def rlhf(
     with StageProgress(console) as progress:
         trains = study.trains(progress.tell)
     _run(partial(study.run, trains), workers)
-    command, report = shlex.join(["rgpo", *sys.argv[1:]]), rlhf_study_report.Report.of(study)
+    command, report = _typed(), rlhf_study_report.Report.of(study)
     for sentence in report.sentences:
         console.print(sentence)
-    text = out / "tables.md"
-    text.write_text(report.markdown(command))
-    console.print(f"tables: {text}\nreport: {report.write(command).resolve()}")
-    return 0
+    return _written(out, report.markdown(command), report.write(command))
 
 
 def _announce(what: str, seconds: float) -> None:
@@ -207,14 +202,24 @@ def _run(run: Callable[[Callable[[str], Watch], int | None], None], workers: int
 
 
 def _tell(study: stale.Study) -> int:
-    command = shlex.join(["rgpo", *sys.argv[1:]])
-    found = staleness_report.findings(study)
+    found, command = staleness_report.findings(study), _typed()
     for _, sentences in found.tasks.values():
         for sentence in sentences:
             console.print(sentence)
-    text = study.directory / "tables.md"
-    text.write_text(staleness_report.markdown(found, command))
-    console.print(f"tables: {text}\nreport: {staleness_page.write(found, command).resolve()}")
+    text = staleness_report.markdown(found, command)
+    return _written(study.directory, text, staleness_page.write(found, command))
+
+
+def _typed() -> str:
+    """The command as it was given, for the reports."""
+    return shlex.join(["rgpo", *sys.argv[1:]])
+
+
+def _written(directory: Path, markdown: str, report: Path) -> int:
+    """Write the tables beside the report and say where both are."""
+    text = directory / "tables.md"
+    text.write_text(markdown)
+    console.print(f"tables: {text}\nreport: {report.resolve()}")
     return 0
 
 

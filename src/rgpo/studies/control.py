@@ -63,7 +63,8 @@ REACHED = 1.5
 TUNING_SEEDS = (100, 101)
 
 STEPS_PER_SECOND = 8_000
-"""Of one process, before a run of the task has been timed: between HalfCheetah's and Ant's."""
+"""Of one process with TrainConfig's 10 epochs, before a run of the task has been timed: between
+HalfCheetah's and Ant's."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class ControlStudy:
     def _variants(self, arm: str) -> list[str]:
         """The arm with each of its strengths; the arm itself for the one that it has anyway."""
         each = [f"{arm}:{option}" for option in STRENGTHS.get(arm, ())]
-        return [arm if self._settings(name) == self._settings(arm) else name for name in each]
+        published = self._settings(arm)
+        return [arm if self._settings(name) == published else name for name in each]
 
     def _settings(self, variant: str) -> tuple[Recipe, float]:
         config = self.trains.config(Cell(self.tasks[0], variant, 0, 0, 1e-3))

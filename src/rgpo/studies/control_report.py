@@ -1,6 +1,6 @@
 """What the control study says: the paper's columns beside ours, and plain sentences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -84,41 +84,64 @@ Variants = dict[tuple[str, str], str]
 """For every task and arm of a comparison the variant of the arm that takes part."""
 
 
+@dataclass(frozen=True)
+class Findings:
+    """All that is told of a study: made once, for the terminal, the docs and the page."""
+
+    study: ControlStudy
+    tables: list[tuple[str, str, list[Row]]]
+    """Every table that has rows: its task, its title and the rows, the highest score first."""
+
+    def sized(self) -> dict[str, list[Row]]:
+        """All variants of a task's tables, of tasks with enough to speak of a correlation."""
+        found: dict[str, dict[str, Row]] = {}
+        for task, _, rows in self.tables:
+            if task != ALL:
+                found.setdefault(task, {}).update({row.arm: row for row in rows})
+        return {task: list(rows.values()) for task, rows in found.items() if len(rows) > 2}
+
+
+def findings(study: ControlStudy) -> Findings:
+    """What the results so far say."""
+    compared, results = comparisons(study), study.shown()
+    tables = []
+    if len(study.tasks) > 1:
+        together = scaled(results)
+        tables += [(ALL, title, _on_all(study, v, together)) for title, v in compared.items()]
+    for task in study.tasks:
+        tables += [
+            (task, title, _on_task(study, v, task, results)) for title, v in compared.items()
+        ]
+    return Findings(study, [table for table in tables if table[-1]])
+
+
 def comparisons(study: ControlStudy) -> dict[str, Variants]:
     """As published, then at every target all arms whose mean KL could be brought near it."""
     found = {"as published": {(task, arm): arm for task in study.tasks for arm in study.arms}}
+    matched = study.matched()
     for target in TARGETS:
         found[f"at a KL of {target:g}"] = {
-            (task, arm): variant
-            for (task, kl, arm), variant in study.matched().items()
-            if kl == target
+            (task, arm): variant for (task, kl, arm), variant in matched.items() if kl == target
         }
     return found
 
 
-def on_task(study: ControlStudy, variants: Variants, task: str) -> list[Row]:
-    """Every arm of the comparison that has runs on this task, the highest score first."""
-    results = study.shown()
+def _on_task(
+    study: ControlStudy, variants: Variants, task: str, results: Sequence[Result]
+) -> list[Row]:
+    """Every arm of the comparison that has runs on this task."""
     mine = [variants[task, arm] for arm in study.arms if (task, arm) in variants]
     return _rows({variant: [_runs(results, task, variant)] for variant in mine})
 
 
-def on_all(study: ControlStudy, variants: Variants) -> list[Row]:
+def _on_all(study: ControlStudy, variants: Variants, results: Sequence[Result]) -> list[Row]:
     """Every arm of the comparison that has runs on all tasks."""
-    results = scaled(study.shown())
     runs = {
         arm: [_runs(results, task, variants[task, arm]) for task in study.tasks]
         for arm in study.arms
         if all((task, arm) in variants for task in study.tasks)
     }
     return [replace(row, ratio=None) for row in _rows(runs)]
-
-
-def every_variant(study: ControlStudy, task: str) -> list[Row]:
-    """All that has runs on this task: as published, and at the strengths of the other tables."""
-    results = study.shown()
-    mine = dict.fromkeys(r["arm"] for r in results if r["task"] == task)
-    return _rows({variant: [_runs(results, task, variant)] for variant in mine})
 
 
 def step_size(rows: Sequence[Row]) -> str:
@@ -145,22 +168,11 @@ def conclusion(rows: Sequence[Row]) -> str:
     return " ".join(parts) or "Nothing to compare."
 
 
-def tables(study: ControlStudy) -> Iterator[tuple[str, str, list[Row]]]:
-    """Every table that has rows: its task, its title and the rows."""
-    compared = comparisons(study)
-    if len(study.tasks) > 1:
-        found = {title: on_all(study, variants) for title, variants in compared.items()}
-        yield from ((ALL, title, rows) for title, rows in found.items() if rows)
-    for task in study.tasks:
-        found = {title: on_task(study, variants, task) for title, variants in compared.items()}
-        yield from ((task, title, rows) for title, rows in found.items() if rows)
-
-
-def markdown(study: ControlStudy, command: str) -> str:
+def markdown(found: Findings, command: str) -> str:
     """The page of the docs."""
     parts = [f"Command: `{command}`\n"]
-    parts += [f"- {task}: {step_size(rows)}" for task, rows in _sized(study)]
-    for task, title, rows in tables(study):
+    parts += [f"- {task}: {step_size(rows)}" for task, rows in found.sized().items()]
+    for task, title, rows in found.tables:
         parts.append(f"\n## {task}, {title}\n")
         if task == ALL:
             parts.append(SCALE + "\n")
@@ -170,30 +182,24 @@ def markdown(study: ControlStudy, command: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def write(study: ControlStudy, command: str) -> Path:
+def write(found: Findings, command: str) -> Path:
     """Write report.html beside the results and return its path."""
     body = "<header><h1>Control: as published, and at equal KL</h1></header>"
-    for index, (task, rows) in enumerate(_sized(study)):
+    for index, (task, rows) in enumerate(found.sized().items()):
         read = (
             f"{step_size(rows)} A point is an arm as published (named) or at another strength; a "
             "line joins those of one arm."
         )
         body += card(f"{task}: size of the updates", read, _sizes(rows), f"size{index}")
-    for index, (task, title, rows) in enumerate(tables(study)):
+    for index, (task, title, rows) in enumerate(found.tables):
         read = conclusion(rows) + " Bars: 95% bootstrap intervals of the interquartile mean."
         body += f"<h2>{escape(task)}, {escape(title)}</h2>"
         body += card("Return", read, _bars(rows), f"return{index}")
         body += html_table(HEADS, map(_cells, rows))
     body += f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
-    path = study.directory / "report.html"
+    path = found.study.directory / "report.html"
     write_atomic(path, page("Control study", body).encode())
     return path
-
-
-def _sized(study: ControlStudy) -> list[tuple[str, list[Row]]]:
-    """Tasks with enough variants to speak of a correlation, and these."""
-    found = [(task, every_variant(study, task)) for task in study.tasks]
-    return [(task, rows) for task, rows in found if len(rows) > 2]
 
 
 def _runs(results: Sequence[Result], task: str, variant: str) -> list[Result]:

@@ -35,6 +35,7 @@ from rgpo.settings import configured, split_arm
 from rgpo.studies.jobs import Cell, Result
 from rgpo.studies.staleness import Study, make
 from rgpo.studies.transformer import Shape, Transformer
+from rgpo.studies.tuning import average
 
 TASK = "spell_backward"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -156,7 +157,7 @@ class Run:
                 failure = f"update {number + 1} was not finite"
                 break
             rows.append(row)
-        found: Result = {k: _mean([r[k] for r in rows]) for k in (rows or [{}])[0]}
+        found: Result = {key: average(rows, key) for key in (rows or [{}])[0]}
         found = {name: None if np.isnan(number) else number for name, number in found.items()}
         right = 0.0 if failure else accuracy(self.model)
         return found | {"final_return": right, "failed": failure}
@@ -173,7 +174,8 @@ class Run:
                 sample = {name: tensor[index] for name, tensor in inputs.items()}
                 measured.append(self._step(data.rows(index), sample, progress))
                 steps += 1
-        row = {name: _mean([m[name] for m in measured]) for name in measured[0]}
+        # a minibatch without any advantage has no weights to measure: its NaN do not count
+        row = {name: average(measured, name) for name in measured[0]}
         row |= self._measure(data, before)
         self._adapt(row, (progress * self.updates + 1) / self.updates, steps)
         return row
@@ -356,12 +358,6 @@ def completions(model: Transformer, random: np.random.Generator) -> Completions:
     data.logits = _logits(model, data)
     data.log_prob = _log_prob(data.logits, data)
     return data
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Of those that are numbers: a minibatch without any advantage has no weights to measure."""
-    numbers = [value for value in values if not np.isnan(value)]
-    return float(np.mean(numbers)) if numbers else float("nan")
 
 
 def _right(sampled: Tensor, answers: Tensor) -> Tensor:

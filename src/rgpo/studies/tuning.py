@@ -54,7 +54,7 @@ def matrix(cells: Sequence[Sequence[Result]]) -> np.ndarray:
 
 
 def average(results: Iterable[Result], key: str) -> float:
-    """Mean of a measurement over the runs that have it; NaN if none does."""
+    """Mean of a measurement over those that have it as a number; NaN if none does."""
     values = [x for r in results if (x := r.get(key)) is not None and not np.isnan(x)]
     return float(np.mean(values)) if values else float("nan")
 
