@@ -60,8 +60,8 @@ def study(directory, arms=("ppo", "rgpo", "spo", "rgpo-dual-detached")) -> Study
     return staleness.make("control", directory, Known(), ("A", "B"), tuple(arms[:3]))
 
 
-def finished(directory) -> Study:
-    done = study(directory)
+def finished(directory, **arms) -> Study:
+    done = study(directory, **arms)
     trains = done.trains
     with (directory / RESULTS).open("w") as file:
         for phase in (
@@ -82,19 +82,37 @@ def test_learning_rates_are_those_that_win_on_the_tuning_seeds(tmp_path):
 
 def test_ages_get_the_rate_tuned_at_the_nearer_age(tmp_path):
     done = finished(tmp_path)
+    assert staleness.TUNING_AGES[done.workload] == (0, 8)
     assert [done.tuned_at(age) for age in done.ages] == [0, 0, 0, 0, 8, 8]
     reported = {(c.staleness, c.learning_rate) for c in done.reported(["ppo"], [0])}
     assert reported == {(a, 1e-4 if a >= 8 else 1e-3) for a in done.ages}
+
+
+def test_tables_compare_with_both_rivals_and_sentences_with_the_workloads_own(tmp_path):
+    done = finished(tmp_path, arms=("ppo", "grpo", "spo"))
+    table = {row.arm: row for row in rows(done, "A")}
+    assert {arm: list(row.fresh) for arm, row in table.items()} == {
+        "spo": ["ppo", "grpo"],
+        "ppo": ["grpo"],
+        "grpo": ["ppo"],
+    }
+    assert table["grpo"].stale["ppo"].chance.probability == 0
+    assert table["ppo"].stale["grpo"].chance.probability == 1
+    text = markdown(findings(done), "rgpo study staleness")
+    assert "| P fresh, ppo | P fresh, grpo | P old, ppo | P old, grpo |" in text
+    assert "of 2 recipes 1 score higher (spo) than ppo, 1 lower (grpo)" in text
 
 
 def test_tables_and_sentences_say_what_the_scores_are(tmp_path):
     done = finished(tmp_path)
     table = rows(done, "A")
     assert [row.arm for row in table] == ["spo", "ppo", "rgpo"]
-    assert table[0].fresh.chance.probability == 1
-    assert table[0].fresh.p == pytest.approx(2 / 252)  # of 5 against 5 runs, all orders alike
-    assert table[1].fresh is None
-    assert table[2].stale.chance.probability == 0
+    assert table[0].fresh["ppo"].chance.probability == 1
+    assert table[0].fresh["ppo"].p == pytest.approx(
+        2 / 252
+    )  # of 5 against 5 runs, all orders alike
+    assert table[1].fresh == {}
+    assert table[2].stale["ppo"].chance.probability == 0
     assert {row.seeds for row in table} == {5}
     fresh, old, ranks = conclusion(table, "A")
     assert "of 2 recipes 1 score higher (spo) than ppo, 1 lower (rgpo); 0 are not" in fresh

@@ -35,7 +35,10 @@ TUNING_SEEDS = {"control": (100, 101), "language": (100,)}
 """Seeds on which learning rates are chosen; never reported."""
 
 BASELINES = {"control": "ppo", "language": "grpo"}
-"""What every recipe is compared with, by workload."""
+"""Whom the sentences of a workload compare every recipe with."""
+
+RIVALS = ("ppo", "grpo")
+"""Whom the tables compare every recipe with."""
 
 CONTRASTS = {
     ("rgpo-signed", "rgpo-gate"): "gate on the outward side only, against both sides",

@@ -66,7 +66,9 @@ def _body(found: Findings, command: str) -> Iterator[str]:
         yield card("Score against age", read, _lines(table, ages), f"age{index}")
         baseline = BASELINES[study.workload]
         read = f"Probability that a run scores higher than one of {baseline}: fresh data, old data."
-        yield card(f"Better than {baseline}?", read, _improvements(table), f"better{index}")
+        yield card(
+            f"Better than {baseline}?", read, _improvements(table, baseline), f"better{index}"
+        )
         read = (
             "KL from the policy that acted to the one after the update, on the oldest data, and "
             "the score there: one point for every recipe."
@@ -103,10 +105,10 @@ def _lines(table: Sequence[Row], ages: Sequence[int]) -> go.Figure:
     return styled(figure, height=460, hovermode="closest").update_layout(showlegend=True)
 
 
-def _improvements(table: Sequence[Row]) -> go.Figure:
+def _improvements(table: Sequence[Row], baseline: str) -> go.Figure:
     figure = go.Figure()
     for name, pick, symbol in (("fresh", "fresh", "circle"), ("old", "stale", "diamond")):
-        picked = [(r.arm, getattr(r, pick)) for r in reversed(table)]
+        picked = [(r.arm, getattr(r, pick).get(baseline)) for r in reversed(table)]
         compared = [(arm, against.chance) for arm, against in picked if against is not None]
         figure.add_scatter(
             x=[p.probability for _, p in compared],

@@ -22,6 +22,7 @@ from rgpo.studies.staleness import (
     CONTRASTS,
     FIRST_SEEDS,
     LEADER_SEEDS,
+    RIVALS,
     TUNING_AGES,
     TUNING_SEEDS,
     Study,
@@ -78,11 +79,11 @@ class Row:
     failed: int
     """Runs that diverged."""
 
-    fresh: Against | None
-    """Against the baseline on fresh data; None for the baseline itself."""
+    fresh: dict[str, Against]
+    """Against every other recipe of RIVALS on fresh data."""
 
-    stale: Against | None
-    """Against the baseline on all older data together."""
+    stale: dict[str, Against]
+    """The same on all older data together."""
 
     weights: dict[str, float]
     """Keys of WEIGHTS."""
@@ -94,11 +95,7 @@ class Row:
 def rows(study: Study, task: str) -> list[Row]:
     """One row per recipe with results at every age, best mean over the ages first."""
     runs = _by_arm(_reported(study), task)
-    baseline = BASELINES[study.workload]
-    found = [
-        _row(arm, ages, None if arm == baseline else runs.get(baseline), study.tuned_at)
-        for arm, ages in runs.items()
-    ]
+    found = [_row(arm, runs, study.tuned_at) for arm in runs]
     return sorted(found, key=lambda row: -np.mean([s.iqm for s in row.scores.values()]))
 
 
@@ -106,10 +103,11 @@ def conclusion(table: Sequence[Row], task: str, baseline: str = "ppo") -> list[s
     """Sentences from the numbers: who is better or worse than the baseline, fresh and stale."""
     sentences = []
     for what, pick in (("fresh", "fresh"), ("old", "stale")):
-        compared = {r.arm: getattr(r, pick) for r in table if getattr(r, pick) is not None}
+        against = {row.arm: getattr(row, pick) for row in table}
+        compared = {arm: found[baseline] for arm, found in against.items() if baseline in found}
         if not compared:
             continue
-        found = discoveries({arm: against.p for arm, against in compared.items()})
+        found = discoveries({arm: a.p for arm, a in compared.items()})
         better = [arm for arm in found if compared[arm].chance.probability > 0.5]
         worse = [arm for arm in found if arm not in better]
         sentences.append(
@@ -174,12 +172,12 @@ def caveats(study: Study) -> list[str]:
     told = [f"{highest} of {len(rates)} tuned learning rates are the highest of the grid."]
     told.append(f"{listed(RATES)} were chosen {counts}.")
     results = _reported(study)
-    together = [_seed_correlation(_by_arm(results, task)) for task in study.tasks]
-    if all(np.isfinite(together)):
+    correlations = [_seed_correlation(_by_arm(results, task)) for task in study.tasks]
+    if all(np.isfinite(correlations)):
         told.append(
             "Runs of one seed at different ages correlate by "
-            f"{listed(round(x, 2) for x in together)} ({', '.join(study.tasks)}); the tests of old "
-            "data take them as independent."
+            f"{listed(round(x, 2) for x in correlations)} ({', '.join(study.tasks)}); the tests "
+            "of old data take them as independent."
         )
     return told
 
@@ -319,8 +317,8 @@ def columns(ages: Sequence[int]) -> list[str]:
         "n",
         "learning rate",
         *scores,
-        "P fresh",
-        "P old",
+        *(f"P fresh, {rival}" for rival in RIVALS),
+        *(f"P old, {rival}" for rival in RIVALS),
         *WEIGHTS.values(),
         *MOVES.values(),
     ]
@@ -330,7 +328,8 @@ def row_cells(row: Row, ages: Sequence[int]) -> list[str]:
     """Its line of that table."""
     runs = str(row.seeds) + (f" ({row.failed} diverged)" if row.failed else "")
     scores = [scored(row.scores[a]) for a in ages]
-    against = [chance(a and a.chance) for a in (row.fresh, row.stale)]
+    picked = [against.get(rival) for against in (row.fresh, row.stale) for rival in RIVALS]
+    against = [chance(a and a.chance) for a in picked]
     each = [f"{rate:g}" for rate in row.rates.values()]
     rate = " / ".join(each if len(set(each)) > 1 else each[:1])
     weights = [number(row.weights[key]) for key in WEIGHTS]
@@ -363,22 +362,19 @@ def _by_arm(results: Sequence[Result], task: str) -> dict[str, dict[int, list[Re
     return found
 
 
-def _row(
-    arm: str,
-    ages: dict[int, list[Result]],
-    baseline: dict[int, list[Result]] | None,
-    tuned_at: Callable[[int], int],
-) -> Row:
+def _row(arm: str, runs: dict[str, dict[int, list[Result]]], tuned_at: Callable[[int], int]) -> Row:
+    ages = runs[arm]
     every = [result for results in ages.values() for result in results]
-    fresh, stale = (None, None) if baseline is None else _compare(ages, baseline)
+    rivals = [rival for rival in RIVALS if rival in runs and rival != arm]
+    against = {rival: _compare(ages, runs[rival]) for rival in rivals}
     return Row(
         arm,
         {age: summarize({arm: matrix([cell])})[arm] for age, cell in ages.items()},
         {tuned_at(age): results[0]["learning_rate"] for age, results in ages.items()},
         min(len(results) for results in ages.values()),
         sum(result["failed"] is not None for result in every),
-        fresh,
-        stale,
+        {rival: fresh for rival, (fresh, _) in against.items()},
+        {rival: stale for rival, (_, stale) in against.items()},
         {key: float(np.mean([average(cell, key) for cell in ages.values()])) for key in WEIGHTS},
         {key: {age: average(cell, key) for age, cell in ages.items()} for key in MOVES},
     )
