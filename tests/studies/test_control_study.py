@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from rgpo.studies.jobs import RESULTS, Cell, hold_lengths
 def measured(cell: Cell) -> dict:
     """KL is set by the strength; rgpo is worth 20 more than ppo at any KL, 3e-4 is best."""
     recipe, _, option = cell.arm.partition(":")
-    published = {"ppo": 0.2, "rgpo": 0.01, "awr": 0.0}[recipe]
+    published = {"ppo": 0.2, "rgpo": 0.01, "awr": 0.0, "spo": 0.2}[recipe]
     strength = float(option.split(",")[0].partition("=")[2]) if option else published
-    kl = {"ppo": strength / 10, "rgpo": strength, "awr": 0.2}[recipe]
+    kl = {"ppo": strength / 10, "rgpo": strength, "awr": 0.2, "spo": strength**3}[recipe]
     noise = np.random.default_rng([cell.seed, len(cell.arm)]).normal()
-    level = {"ppo": 100.0, "rgpo": 120.0, "awr": 101.0}[recipe]
+    level = {"ppo": 100.0, "rgpo": 120.0, "awr": 101.0, "spo": 100.0}[recipe]
     level *= {"Walker2d-v5": 1, "Hopper-v5": 10}[cell.task]
     loss = abs(math.log10(cell.learning_rate / 3e-4))
     found = {"final_return": level + noise - 50 * loss, "kl": kl, "kl_spike": 0.0, "failed": None}
@@ -31,11 +32,11 @@ def measured(cell: Cell) -> dict:
     return dataclasses.asdict(cell) | found
 
 
-def ended(directory, tasks) -> ControlStudy:
+def ended(directory, tasks, arms=("ppo", "rgpo", "awr")) -> ControlStudy:
     """A study whose every cell has been `measured`."""
-    made = control.control(directory, tasks=tasks, arms=["ppo", "rgpo", "awr"], seeds=5)
+    made = control.control(directory, tasks=tasks, arms=arms, seeds=5)
     with (directory / RESULTS).open("w") as file:
-        for phase in (made.tuning, made.strengths, made.reported):
+        for phase in (made.tuning, made.strengths, made.between, made.reported):
             file.writelines(json.dumps(measured(cell)) + "\n" for cell in phase())
             file.flush()
     return made
@@ -54,6 +55,22 @@ def test_arms_are_brought_to_the_same_kl_or_left_out(study):
     assert not any(cell.arm == "rgpo:kl_target=0.01" for cell in study.strengths())
     assert found["Walker2d-v5", 0.03, "rgpo"] == "rgpo:kl_target=0.03"
     assert not any(arm == "awr" for _, _, arm in found)  # nothing to set
+    assert study.between() == []
+
+
+def test_a_target_between_two_strengths_is_tried_at_their_geometric_mean(tmp_path):
+    made = control.control(tmp_path, tasks=["Walker2d-v5"], arms=["spo"])
+    with (tmp_path / RESULTS).open("w") as file:
+        for phase in (made.tuning, made.strengths):
+            file.writelines(json.dumps(measured(cell)) + "\n" for cell in phase())
+            file.flush()
+    assert {(cell.arm, cell.seed) for cell in made.between()} == {  # 0.2 and 0.4: 0.008 and 0.064
+        ("spo:epsilon=0.28", seed) for seed in control.TUNING_SEEDS
+    }
+    done = ended(tmp_path, ["Walker2d-v5"], ["spo"])
+    assert done.matched()["Walker2d-v5", 0.03, "spo"] == "spo:epsilon=0.28"
+    assert {r["kl"] for r in done.shown()} == {0.2**3, 0.28**3}
+    assert done.planned() == {"Walker2d-v5": 0}
 
 
 def test_tables_and_sentences(study):
@@ -89,6 +106,8 @@ def test_tasks_together_are_on_one_scale_and_compared_within_tasks(tmp_path):
     assert rgpo.better.probability == 1
     assert rgpo.p == pytest.approx(2 / math.comb(10, 5) ** 2)
     assert rgpo.ratio is None
+    one = dataclasses.replace(study, tasks=("Hopper-v5",))
+    assert {cell.task for cell in one.reported()} == {"Hopper-v5"}  # the other's are not its own
     assert {row.arm for row in together["at a KL of 0.01"]} == {"rgpo", "ppo"}
 
 
@@ -105,19 +124,20 @@ def test_a_run_that_diverged_at_once_scores_as_the_worst_of_its_task(study):
 
 def test_every_strength_is_a_hyper_parameter_of_its_arm():
     cells = ControlCells((("CartPole-v1", control.TrainConfig(env="CartPole-v1")),))
-    for arm, options in STRENGTHS.items():
+    for arm, (names, numbers) in STRENGTHS.items():
         recipes.get(arm)
-        for option in options:
-            cell = Cell("CartPole-v1", f"{arm}:{option}", 0, 0, 1e-3)
+        assert list(numbers) == sorted(numbers)
+        for name, number in product(names, numbers):
+            cell = Cell("CartPole-v1", f"{arm}:{name}={number:g}", 0, 0, 1e-3)
             assert cells.refusal("CartPole-v1", cell.arm) is None
     assert cells.config(Cell("CartPole-v1", "trpo:max_kl=0.03", 0, 0, 1e-3)).max_kl == 0.03
 
 
 def test_the_plan_counts_runs_and_unknown_arms_are_refused(study, tmp_path):
-    assert study.planned() == {"Walker2d-v5": 3 * 5}  # awr has no strength, one is published
+    assert study.planned() == {"Walker2d-v5": 0}
     fresh = control.control(tmp_path / "new", tasks=["Hopper-v5"], arms=["ppo"], seeds=3)
-    assert fresh.planned() == {"Hopper-v5": 2 * 3 + 2 * 4 + 3 * 3}
-    assert fresh.seconds(workers=2) == 23 * 100_000 / control.STEPS_PER_SECOND / 2
+    assert fresh.planned() == {"Hopper-v5": 2 * (3 + 4 + 2) + 3 * 3}
+    assert fresh.seconds(workers=2) == 27 * 100_000 / control.STEPS_PER_SECOND / 2
     hold_lengths(study.directory, study.trains.lengths)
     shorter = control.control(study.directory, tasks=["Walker2d-v5"], arms=["ppo"], steps=10)
     with pytest.raises(RgpoError, match="have a length of 100,000, not 10"):

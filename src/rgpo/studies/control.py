@@ -3,15 +3,15 @@
 Early trials showed that the size of the policy's steps explains most differences between
 objectives. So the arms are compared twice: with the hyper-parameters of their papers, and with
 their strength (clip, sharpness, KL target, ...) chosen so that the mean KL per update is the same.
-Learning rates come from one grid and strengths from one list per arm, both chosen on seeds that are
-not reported.
+Learning rates come from one grid; strengths from one list per arm, or the middle of two neighbours
+that enclose a KL and are not near it. Both are chosen on seeds that are not reported.
 """
 
+import math
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from rgpo.control.config import TrainConfig
 from rgpo.core.recipes import Recipe
 from rgpo.studies.control_cells import ControlCells
-from rgpo.studies.jobs import Cell, Result, Watch, read_results, run_phases
+from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_phases
 from rgpo.studies.tuning import RATES, best_rates, judged
 
 TASKS = {
@@ -31,28 +31,23 @@ TASKS = {
 """Environment steps of a run. The paper's length is not known; these are what two cores can do."""
 
 
-def _both(first: str, second: str, numbers: Sequence[float]) -> tuple[str, ...]:
-    return tuple(f"{first}={n:g},{second}={n:g}" for n in numbers)
+Strengths = tuple[tuple[str, ...], tuple[float, ...]]
+"""Hyper-parameters that get the same value, and the values that are tried."""
 
-
-def _one(name: str, numbers: Sequence[float]) -> tuple[str, ...]:
-    return tuple(f"{name}={n:g}" for n in numbers)
-
-
-STRENGTHS = {
-    "rgpo": _one("kl_target", (0.005, 0.01, 0.02, 0.03, 0.06)),
-    "rgpo-gate": _one("sharpness", (100, 40, 20, 10, 5, 2.5)),
-    "rgpo-signed": _one("sharpness", (100, 40, 20, 10, 5, 2.5)),
-    "rgpo-signed-kl": _one("kl_target", (0.005, 0.01, 0.02, 0.03, 0.06)),
-    "ppo": _both("clip_low", "clip_high", (0.05, 0.1, 0.2, 0.4, 0.8)),
-    "ppo-kl": _one("kl_target", (0.005, 0.01, 0.02, 0.03, 0.06)),
-    "trpo": _one("max_kl", (0.005, 0.01, 0.02, 0.03, 0.06)),
-    "awr": (),
-    "gipo": _one("sigma", (0.05, 0.1, 0.2, 0.5, 1)),
-    "sapo": _both("tau_positive", "tau_negative", (40, 20, 10, 4, 1)),
-    "spo": _one("epsilon", (0.05, 0.1, 0.2, 0.4, 0.8)),
+STRENGTHS: dict[str, Strengths] = {
+    "rgpo": (("kl_target",), (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "rgpo-gate": (("sharpness",), (2.5, 5, 10, 20, 40, 100)),
+    "rgpo-signed": (("sharpness",), (2.5, 5, 10, 20, 40, 100)),
+    "rgpo-signed-kl": (("kl_target",), (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "ppo": (("clip_low", "clip_high"), (0.05, 0.1, 0.2, 0.4, 0.8)),
+    "ppo-kl": (("kl_target",), (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "trpo": (("max_kl",), (0.005, 0.01, 0.02, 0.03, 0.06)),
+    "awr": ((), ()),
+    "gipo": (("sigma",), (0.05, 0.1, 0.2, 0.5, 1)),
+    "sapo": (("tau_positive", "tau_negative"), (1, 4, 10, 20, 40)),
+    "spo": (("epsilon",), (0.05, 0.1, 0.2, 0.4, 0.8)),
 }
-"""Every arm of the table, with the values of the hyper-parameter that sets its step size."""
+"""Every arm of the table, with the hyper-parameter that sets its step size."""
 
 TARGETS = (0.01, 0.03)
 """Mean KL(old || new) per update at which arms are compared."""
@@ -88,13 +83,29 @@ class ControlStudy:
         return [
             Cell(task, variant, 0, seed, rates[task, arm])
             for task, arm, seed in product(self.tasks, self.arms, TUNING_SEEDS)
-            for variant in self._variants(arm)
+            for variant in self._variants(arm, _numbers(arm))
             if variant != arm
         ]
 
-    def _variants(self, arm: str) -> list[str]:
-        """The arm with each of its strengths; the arm itself for the one that it has anyway."""
-        each = [f"{arm}:{option}" for option in STRENGTHS.get(arm, ())]
+    def between(self) -> list[Cell]:
+        """Where two neighbouring strengths enclose a target that none is near: their middle."""
+        rates, kl, matched = self.rates(), self._kl(), self.matched()
+        found = []
+        for task, arm, target in product(self.tasks, self.arms, TARGETS):
+            if (task, target, arm) in matched:
+                continue
+            for pair in pairwise(_numbers(arm)):
+                ends = [kl[task, variant] for variant in self._variants(arm, pair)]
+                if min(ends) < target < max(ends):
+                    middle = float(f"{math.sqrt(math.prod(pair)):.2g}")
+                    [variant] = self._variants(arm, [middle])
+                    found += [Cell(task, variant, 0, s, rates[task, arm]) for s in TUNING_SEEDS]
+        return found
+
+    def _variants(self, arm: str, numbers: Sequence[float]) -> list[str]:
+        """The arm with each of these strengths; the arm itself for the one that it has anyway."""
+        names = STRENGTHS[arm][0] if numbers else ()
+        each = [f"{arm}:" + ",".join(f"{name}={n:g}" for name in names) for n in numbers]
         published = self._settings(arm)
         return [arm if self._settings(name) == published else name for name in each]
 
@@ -125,19 +136,22 @@ class ControlStudy:
 
     def matched(self) -> dict[tuple[str, float, str], str]:
         """The variant of every arm whose mean KL is nearest to the target, if it is near it."""
-        measured: dict[tuple[str, str, float], list[float]] = {}
-        for result in self._tuned():
-            key = result["task"], result["arm"], result["learning_rate"]
-            measured.setdefault(key, []).append(result["kl"] or np.inf)
-        found = {}
-        for (task, arm), rate in self.rates().items():
-            each = {variant: measured.get((task, variant, rate)) for variant in self._variants(arm)}
-            for target in TARGETS:
-                off = {v: abs(np.log(np.mean(kl) / target)) for v, kl in each.items() if kl}
-                best = min(off, key=off.__getitem__, default="")
-                if best and off[best] <= np.log(REACHED):
-                    found[task, target, arm] = best
+        found: dict[tuple[str, float, str], str] = {}
+        off: dict[tuple[str, float, str], float] = {}
+        for ((task, variant), kl), target in product(self._kl().items(), TARGETS):
+            key, distance = (task, target, _arm(variant)), abs(float(np.log(kl / target)))
+            if distance <= np.log(REACHED) and distance < off.get(key, np.inf):
+                found[key], off[key] = variant, distance
         return found
+
+    def _kl(self) -> dict[tuple[str, str], float]:
+        """Mean KL per update of every task and variant on the tuning seeds, at its arm's rate."""
+        rates = self.rates()
+        measured: dict[tuple[str, str], list[float]] = {}
+        for r in self._tuned():
+            if r["learning_rate"] == rates.get((r["task"], _arm(r["arm"]))):
+                measured.setdefault((r["task"], r["arm"]), []).append(r["kl"] or np.inf)
+        return {variant: float(np.mean(kl)) for variant, kl in measured.items()}
 
     def shown(self) -> list[Result]:
         """Reported runs of every arm and variant at its learning rate."""
@@ -149,24 +163,35 @@ class ControlStudy:
         )
 
     def _tuned(self) -> list[Result]:
-        return [r for r in read_results(self.directory) if r["seed"] in TUNING_SEEDS]
+        found = read_results(self.directory)
+        return [r for r in found if r["seed"] in TUNING_SEEDS and r["task"] in self.tasks]
 
     def run(self, watch: Callable[[str], Watch] | None = None, workers: int | None = None) -> None:
         """All phases, from where they stand."""
         phases = (
             ("learning rates", self.tuning),
             ("strengths", self.strengths),
+            ("between", self.between),
             ("report", self.reported),
         )
         run_phases(phases, self.trains, self.directory, workers=workers, watch=watch)
 
     def planned(self) -> dict[str, int]:
-        """Runs still to be made, at most, by task: not every arm reaches every target."""
-        options = sum(v != arm for arm in self.arms for v in self._variants(arm))
-        tuned = (len(self.arms) * len(RATES) + options) * len(TUNING_SEEDS)
+        """Runs still to be made, by task; of one whose strengths are not known, at most."""
+        return {task: self._left(task) for task in self.tasks}
+
+    def _left(self, task: str) -> int:
+        alone = replace(self, tasks=(task,))
+        known = (alone.tuning, alone.strengths, alone.between)
+        if not any(missing(cells(), self.directory) for cells in known):
+            return len(missing(alone.reported(), self.directory))
+        each = [self._variants(arm, _numbers(arm)) for arm in self.arms]
+        options = sum(v != arm for arm, found in zip(self.arms, each, strict=True) for v in found)
+        enclosed = sum(len(found) > 1 for found in each) * len(TARGETS)
+        tuned = (len(self.arms) * len(RATES) + options + enclosed) * len(TUNING_SEEDS)
         shown = len(self.arms) * (1 + len(TARGETS)) * len(self.seeds)
-        done = Counter(r["task"] for r in read_results(self.directory))
-        return {task: max(tuned + shown - done[task], 0) for task in self.tasks}
+        done = sum(r["task"] == task for r in read_results(self.directory))
+        return max(tuned + shown - done, 0)
 
     def seconds(self, workers: int | None = None) -> float:
         """Wall-clock time of what is left, at most: from a task's runs so far or a rough guess."""
@@ -177,6 +202,14 @@ class ControlStudy:
         left = self.planned()
         total = sum(left[task] * np.mean(timed[task] or rough[task]) for task in self.tasks)
         return float(total) / (workers or os.cpu_count() or 1)
+
+
+def _numbers(arm: str) -> tuple[float, ...]:
+    return STRENGTHS[arm][1] if arm in STRENGTHS else ()
+
+
+def _arm(variant: str) -> str:
+    return variant.partition(":")[0]
 
 
 def control(
