@@ -291,8 +291,10 @@ def _worker(comparison: Plan, index: int, events: "Queue[Any]", stop: Event) -> 
     parent = multiprocessing.parent_process()
 
     def tell(update: int, total: int, rows: Rows) -> None:
+        # asked before the event goes out: whoever stops at the last one finds a finished run
+        ended = stop.is_set() or not parent.is_alive()  # alone it would race a resumed comparison
         events.put(("progress", index, update, total, rows))
-        if stop.is_set() or not parent.is_alive():  # alone it would race a resumed comparison
+        if ended:
             signal.raise_signal(signal.SIGINT)
 
     def warn(message: Warning | str, *_: Any) -> None:
