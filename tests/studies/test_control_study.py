@@ -106,6 +106,7 @@ def test_tasks_together_are_on_one_scale_and_compared_within_tasks(tmp_path):
     assert rgpo.better.probability == 1
     assert rgpo.p == pytest.approx(2 / math.comb(10, 5) ** 2)
     assert rgpo.ratio is None
+    assert rgpo.returns.cv is None
     one = dataclasses.replace(study, tasks=("Hopper-v5",))
     assert {cell.task for cell in one.reported()} == {"Hopper-v5"}  # the other's are not its own
     assert {row.arm for row in together["at a KL of 0.01"]} == {"rgpo", "ppo"}

@@ -141,7 +141,9 @@ def _on_all(study: ControlStudy, variants: Variants, results: Sequence[Result]) 
         for arm in study.arms
         if all((task, arm) in variants for task in study.tasks)
     }
-    return [replace(row, ratio=None) for row in _rows(runs)]
+    return [  # the zero of the scores is arbitrary: ratios of them say nothing
+        replace(row, ratio=None, returns=replace(row.returns, cv=None)) for row in _rows(runs)
+    ]
 
 
 def step_size(rows: Sequence[Row]) -> str:
