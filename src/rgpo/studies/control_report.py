@@ -187,16 +187,17 @@ def markdown(found: Findings, command: str) -> str:
 def write(found: Findings, command: str) -> Path:
     """Write report.html beside the results and return its path."""
     body = "<header><h1>Control: as published, and at equal KL</h1></header>"
+    color = colors(found.study.arms)
     for index, (task, rows) in enumerate(found.sized().items()):
         read = (
             f"{step_size(rows)} A point is an arm as published (named) or at another strength; a "
             "line joins those of one arm."
         )
-        body += card(f"{task}: size of the updates", read, _sizes(rows), f"size{index}")
+        body += card(f"{task}: size of the updates", read, _sizes(rows, color), f"size{index}")
     for index, (task, title, rows) in enumerate(found.tables):
         read = conclusion(rows) + " Bars: 95% bootstrap intervals of the interquartile mean."
         body += f"<h2>{escape(task)}, {escape(title)}</h2>"
-        body += card("Return", read, _bars(rows), f"return{index}")
+        body += card("Return", read, _bars(rows, color), f"return{index}")
         body += html_table(HEADS, map(_cells, rows))
     body += f"<h2>How this was made</h2><pre>{escape(command)}</pre>"
     path = found.study.directory / "report.html"
@@ -248,13 +249,12 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _sizes(rows: Sequence[Row]) -> go.Figure:
+def _sizes(rows: Sequence[Row], color: dict[str, str]) -> go.Figure:
     """Return against KL per update; the published form of an arm carries its name."""
     figure = go.Figure()
     arms: dict[str, list[Row]] = {}
     for row in rows:
         arms.setdefault(row.arm.partition(":")[0], []).append(row)
-    color = colors(list(arms))
     for arm, variants in arms.items():
         mine = sorted(variants, key=lambda row: row.kl)
         scores = [row.returns for row in mine]
@@ -280,9 +280,8 @@ def _sizes(rows: Sequence[Row]) -> go.Figure:
     return styled(figure, height=460, hovermode="closest").update_layout(showlegend=True)
 
 
-def _bars(rows: Sequence[Row]) -> go.Figure:
+def _bars(rows: Sequence[Row], color: dict[str, str]) -> go.Figure:
     figure = go.Figure()
-    color = colors([row.arm for row in rows])
     for row in reversed(rows):
         s = row.returns
         figure.add_scatter(
@@ -294,7 +293,7 @@ def _bars(rows: Sequence[Row]) -> go.Figure:
                 "thickness": 1.5,
             },
             mode="markers",
-            marker={"size": 11, "color": color[row.arm]},
+            marker={"size": 11, "color": color[row.arm.partition(":")[0]]},
             showlegend=False,
         )
     figure.update_xaxes(title_text="return of training episodes, last 10% of the steps")
