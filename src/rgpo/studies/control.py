@@ -18,6 +18,7 @@ import numpy as np
 
 from rgpo.control.config import TrainConfig
 from rgpo.core.recipes import Recipe
+from rgpo.settings import split_arm
 from rgpo.studies.control_cells import ControlCells
 from rgpo.studies.jobs import Cell, Result, Watch, missing, read_results, run_phases
 from rgpo.studies.tuning import RATES, best_rates, judged
@@ -139,7 +140,7 @@ class ControlStudy:
         found: dict[tuple[str, float, str], str] = {}
         off: dict[tuple[str, float, str], float] = {}
         for ((task, variant), kl), target in product(self._kl().items(), TARGETS):
-            key, distance = (task, target, _arm(variant)), abs(float(np.log(kl / target)))
+            key, distance = (task, target, split_arm(variant)[0]), abs(float(np.log(kl / target)))
             if distance <= np.log(REACHED) and distance < off.get(key, np.inf):
                 found[key], off[key] = variant, distance
         return found
@@ -149,7 +150,7 @@ class ControlStudy:
         rates = self.rates()
         measured: dict[tuple[str, str], list[float]] = {}
         for r in self._tuned():
-            if r["learning_rate"] == rates.get((r["task"], _arm(r["arm"]))):
+            if r["learning_rate"] == rates.get((r["task"], split_arm(r["arm"])[0])):
                 measured.setdefault((r["task"], r["arm"]), []).append(r["kl"] or np.inf)
         return {variant: float(np.mean(kl)) for variant, kl in measured.items()}
 
@@ -206,10 +207,6 @@ class ControlStudy:
 
 def _numbers(arm: str) -> tuple[float, ...]:
     return STRENGTHS[arm][1] if arm in STRENGTHS else ()
-
-
-def _arm(variant: str) -> str:
-    return variant.partition(":")[0]
 
 
 def control(

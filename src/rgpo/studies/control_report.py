@@ -19,6 +19,7 @@ from rgpo.runs.statistics import (
     summarize,
 )
 from rgpo.runs.table import chance, number
+from rgpo.settings import split_arm
 from rgpo.studies.control import TARGETS, ControlStudy
 from rgpo.studies.jobs import Result
 from rgpo.studies.text import html_table, listed, markdown_table, percent, scored
@@ -212,7 +213,7 @@ def _runs(results: Sequence[Result], task: str, variant: str) -> list[Result]:
 def _rows(runs: dict[str, list[list[Result]]]) -> list[Row]:
     """A row for every arm with runs on every task of the table."""
     runs = {arm: cells for arm, cells in runs.items() if all(cells)}
-    base = next((cells for arm, cells in runs.items() if arm.partition(":")[0] == BASELINE), None)
+    base = next((cells for arm, cells in runs.items() if split_arm(arm)[0] == BASELINE), None)
     rows = [_row(arm, cells, base) for arm, cells in runs.items()]
     return sorted(rows, key=lambda row: -row.returns.iqm)
 
@@ -254,7 +255,7 @@ def _sizes(rows: Sequence[Row], color: dict[str, str]) -> go.Figure:
     figure = go.Figure()
     arms: dict[str, list[Row]] = {}
     for row in rows:
-        arms.setdefault(row.arm.partition(":")[0], []).append(row)
+        arms.setdefault(split_arm(row.arm)[0], []).append(row)
     for arm, variants in arms.items():
         mine = sorted(variants, key=lambda row: row.kl)
         scores = [row.returns for row in mine]
@@ -293,7 +294,7 @@ def _bars(rows: Sequence[Row], color: dict[str, str]) -> go.Figure:
                 "thickness": 1.5,
             },
             mode="markers",
-            marker={"size": 11, "color": color[row.arm.partition(":")[0]]},
+            marker={"size": 11, "color": color[split_arm(row.arm)[0]]},
             showlegend=False,
         )
     figure.update_xaxes(title_text="return of training episodes, last 10% of the steps")

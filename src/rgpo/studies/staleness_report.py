@@ -104,7 +104,7 @@ def conclusion(table: Sequence[Row], task: str, baseline: str = "ppo") -> list[s
     sentences = []
     for what, pick in (("fresh", "fresh"), ("old", "stale")):
         against = {row.arm: getattr(row, pick) for row in table}
-        compared = {arm: found[baseline] for arm, found in against.items() if baseline in found}
+        compared = {arm: rivals[baseline] for arm, rivals in against.items() if baseline in rivals}
         if not compared:
             continue
         found = discoveries({arm: a.p for arm, a in compared.items()})
