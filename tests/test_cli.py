@@ -208,6 +208,16 @@ def test_debug_gives_the_traceback():
     assert "RgpoError" in err
 
 
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["objectives", "list"]])
+def test_nobody_reading_is_no_error(arguments):
+    nobody, out = os.pipe()
+    os.close(nobody)
+    command = [sys.executable, "-m", "rgpo.cli", *arguments]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=out, stderr=subprocess.PIPE)
+    os.close(out)
+    assert end(process) == (1, None, b"")
+
+
 def test_an_inert_objective_is_told():
     one_step = ["--epochs", 1, "--minibatch-size", 64, "--out", "run"]
     status, _, err = end(start("train", *TINY, *one_step))

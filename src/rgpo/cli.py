@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import select
 import shlex
 import sys
 import time
@@ -294,7 +295,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        if debug or not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        sys.exit(1)  # as rich does
     sys.exit(status)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `rgpo ... | head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _with_jobs(
