@@ -13,7 +13,15 @@ from rgpo.errors import RgpoError
 from rgpo.studies import control
 from rgpo.studies.control import STRENGTHS, TARGETS, ControlStudy
 from rgpo.studies.control_cells import ControlCells
-from rgpo.studies.control_report import ALL, comparisons, conclusion, findings, markdown, write
+from rgpo.studies.control_report import (
+    ALL,
+    comparisons,
+    conclusion,
+    findings,
+    markdown,
+    sizes,
+    write,
+)
 from rgpo.studies.jobs import RESULTS, Cell, hold_lengths
 
 
@@ -88,12 +96,30 @@ def test_tables_and_sentences(study):
         assert {row.arm.partition(":")[0] for row in matched} == {"ppo", "rgpo"}
         assert all(abs(math.log(row.kl / target)) < math.log(1.5) for row in matched)
     text = markdown(findings(study), "rgpo study control")
+    assert "| KL per update | Walker2d-v5 |" in text
     assert "In the paper RGPO's return is 81% above PPO's." in text
     assert "at a KL of 0.03" in text
     assert (
         "- Walker2d-v5: Rank correlation of return and mean KL per update over 6 variants:" in text
     )
     assert "Walker2d-v5" in write(findings(study), "rgpo study control").read_text()
+
+
+def test_all_that_was_tuned_is_told_by_the_size_of_its_updates(study):
+    head, rows = sizes(study)
+    assert head == ["KL per update", "Walker2d-v5"]
+    cells = dict(rows)
+    assert [cell.partition(" ")[2] or cell for cell in cells.values()] == [
+        "–",
+        "(2)",  # a KL of 0.005 of ppo and rgpo
+        "(8)",  # ppo with 0.01, and 0.02 at three rates; rgpo with 0.02, and 0.01 at three
+        "(4)",  # 0.04 and 0.08 of ppo, 0.03 and 0.06 of rgpo
+        "(3)",  # awr at three rates
+        "–",
+    ]
+    awr = [r["final_return"] for r in study.tuned() if r["arm"] == "awr"]
+    middle = np.median([np.mean(awr[i::3]) for i in range(3)])
+    assert float(cells["0.1 to 0.3"].split()[0]) == pytest.approx(middle, abs=0.05)
 
 
 def test_tasks_together_are_on_one_scale_and_compared_within_tasks(tmp_path):

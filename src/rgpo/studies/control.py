@@ -132,7 +132,7 @@ class ControlStudy:
 
     def rates(self) -> dict[tuple[str, str], float]:
         """The learning rate with the best mean return over the tuning seeds."""
-        tuned = (r for r in self._tuned() if r["arm"] in self.arms)
+        tuned = (r for r in self.tuned() if r["arm"] in self.arms)
         return best_rates(tuned, lambda r: (r["task"], r["arm"]))
 
     def matched(self) -> dict[tuple[str, float, str], str]:
@@ -149,7 +149,7 @@ class ControlStudy:
         """Mean KL per update of every task and variant on the tuning seeds, at its arm's rate."""
         rates = self.rates()
         measured: dict[tuple[str, str], list[float]] = {}
-        for r in self._tuned():
+        for r in self.tuned():
             if r["learning_rate"] == rates.get((r["task"], split_arm(r["arm"])[0])):
                 measured.setdefault((r["task"], r["arm"]), []).append(r["kl"] or np.inf)
         return {variant: float(np.mean(kl)) for variant, kl in measured.items()}
@@ -163,7 +163,8 @@ class ControlStudy:
             if r["seed"] in self.seeds and r["learning_rate"] == chosen.get((r["task"], r["arm"]))
         )
 
-    def _tuned(self) -> list[Result]:
+    def tuned(self) -> list[Result]:
+        """Runs of the tuning seeds: every arm at every learning rate, every strength at one."""
         found = read_results(self.directory)
         return [r for r in found if r["seed"] in TUNING_SEEDS and r["task"] in self.tasks]
 

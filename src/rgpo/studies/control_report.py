@@ -1,10 +1,13 @@
 """What the control study says: the paper's columns beside ours, and plain sentences."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import cycle, pairwise
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 
 from rgpo.runs.atomic import write_atomic
@@ -23,7 +26,7 @@ from rgpo.settings import split_arm
 from rgpo.studies.control import TARGETS, ControlStudy
 from rgpo.studies.jobs import Result
 from rgpo.studies.text import html_table, listed, markdown_table, percent, scored
-from rgpo.studies.tuning import average, matrix, scaled
+from rgpo.studies.tuning import average, judged, matrix, scaled
 
 BASELINE = "ppo"
 
@@ -55,6 +58,17 @@ SCALE = (
     "Scores of this table: 0 is a task's lowest mean of any row of this page, 1 the highest. Runs "
     "are compared within a task."
 )
+
+BANDS = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""Edges of the classes of KL per update in `sizes`."""
+
+TUNED = (
+    "Runs of the tuning seeds, every learning rate included: median return of the variants with a "
+    "mean KL per update between these (how many). The tables below have only the learning rate "
+    "that was best for an arm, which leaves most updates out that were too large."
+)
+
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,27 @@ def step_size(rows: Sequence[Row]) -> str:
     )
 
 
+def sizes(study: ControlStudy) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of `TUNED`: a row for every class of KL, a column for a task."""
+    runs: dict[tuple[str, str, float], list[Result]] = {}
+    for r in judged(study.tuned()):
+        runs.setdefault((r["task"], r["arm"], r["learning_rate"]), []).append(r)
+    returns: dict[tuple[str, int], list[float]] = {}
+    for (task, *_), both in runs.items():
+        band = bisect(BANDS, average(both, "kl"))  # none was measured where a run diverged at once
+        returns.setdefault((task, band), []).append(average(both, "final_return"))
+
+    def cell(task: str, band: int) -> str:
+        found = returns.get((task, band))
+        return f"{number(float(np.median(found)))} ({len(found)})" if found else "–"
+
+    names = [f"below {BANDS[0]:g}"]
+    names += [f"{low:g} to {high:g}" for low, high in pairwise(BANDS)]
+    names += [f"above {BANDS[-1]:g}"]
+    rows = [[name, *(cell(t, band) for t in study.tasks)] for band, name in enumerate(names)]
+    return ["KL per update", *study.tasks], rows
+
+
 def conclusion(rows: Sequence[Row]) -> str:
     """Who is better than PPO, who is worse, who cannot be told from it."""
     compared = {row.arm: row for row in rows if row.better is not None}
@@ -173,8 +208,9 @@ def conclusion(rows: Sequence[Row]) -> str:
 
 def markdown(found: Findings, command: str) -> str:
     """The page of the docs."""
-    parts = [f"Command: `{command}`\n"]
+    parts = [f"Command: `{command}`\n\n## Size of the updates\n"]
     parts += [f"- {task}: {step_size(rows)}" for task, rows in found.sized().items()]
+    parts += [f"\n{TUNED}\n", markdown_table(*sizes(found.study))]
     for task, title, rows in found.tables:
         parts.append(f"\n## {task}, {title}\n")
         if task == ALL:
@@ -188,13 +224,16 @@ def markdown(found: Findings, command: str) -> str:
 def write(found: Findings, command: str) -> Path:
     """Write report.html beside the results and return its path."""
     body = "<header><h1>Control: as published, and at equal KL</h1></header>"
-    color = colors(found.study.arms)
+    color, symbol = colors(found.study.arms), dict(zip(found.study.arms, cycle(_SYMBOLS)))
     for index, (task, rows) in enumerate(found.sized().items()):
         read = (
             f"{step_size(rows)} A point is an arm as published (named) or at another strength; a "
             "line joins those of one arm."
         )
-        body += card(f"{task}: size of the updates", read, _sizes(rows, color), f"size{index}")
+        body += card(
+            f"{task}: size of the updates", read, _sizes(rows, color, symbol), f"size{index}"
+        )
+    body += f"<p>{escape(TUNED)}</p>" + html_table(*sizes(found.study))
     for index, (task, title, rows) in enumerate(found.tables):
         read = conclusion(rows) + " Bars: 95% bootstrap intervals of the interquartile mean."
         body += f"<h2>{escape(task)}, {escape(title)}</h2>"
@@ -250,7 +289,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _sizes(rows: Sequence[Row], color: dict[str, str]) -> go.Figure:
+def _sizes(rows: Sequence[Row], color: dict[str, str], symbol: dict[str, str]) -> go.Figure:
     """Return against KL per update; the published form of an arm carries its name."""
     figure = go.Figure()
     arms: dict[str, list[Row]] = {}
@@ -271,7 +310,7 @@ def _sizes(rows: Sequence[Row], color: dict[str, str]) -> go.Figure:
             hovertext=[row.arm for row in mine],
             name=arm,
             mode="lines+markers+text",
-            marker={"size": 9, "color": color[arm]},
+            marker={"size": 9, "color": color[arm], "symbol": symbol[arm]},
             line={"width": 1, "dash": "dot", "color": color[arm]},
             textposition="bottom right",
             textfont={"size": 12},
