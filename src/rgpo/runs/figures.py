@@ -313,7 +313,7 @@ def _log_axis(lines: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
     decades = np.nanmax(values) - np.nanmin(values)
     return {
         "type": "log",
-        "tickformat": ".3~r",
+        "tickformat": "~g",  # 0.01, 500, 1e-9
         "nticks": 6,
         "dtick": "D2" if 0.8 < decades < 3 else None,
     }
