@@ -107,6 +107,9 @@ class Findings:
     tables: list[tuple[str, str, list[Row]]]
     """Every table that has rows: its task, its title and the rows, the highest score first."""
 
+    tuned: tuple[list[str], list[list[str]]]
+    """Head and rows of `sizes`."""
+
     def sized(self) -> dict[str, list[Row]]:
         """All variants of a task's tables, of tasks with enough to speak of a correlation."""
         found: dict[str, dict[str, Row]] = {}
@@ -127,7 +130,7 @@ def findings(study: ControlStudy) -> Findings:
         tables += [
             (task, title, _on_task(study, v, task, results)) for title, v in compared.items()
         ]
-    return Findings(study, [table for table in tables if table[-1]])
+    return Findings(study, [table for table in tables if table[-1]], sizes(study))
 
 
 def comparisons(study: ControlStudy) -> dict[str, Variants]:
@@ -210,7 +213,7 @@ def markdown(found: Findings, command: str) -> str:
     """The page of the docs."""
     parts = [f"Command: `{command}`\n\n## Size of the updates\n"]
     parts += [f"- {task}: {step_size(rows)}" for task, rows in found.sized().items()]
-    parts += [f"\n{TUNED}\n", markdown_table(*sizes(found.study))]
+    parts += [f"\n{TUNED}\n", markdown_table(*found.tuned)]
     for task, title, rows in found.tables:
         parts.append(f"\n## {task}, {title}\n")
         if task == ALL:
@@ -233,7 +236,7 @@ def write(found: Findings, command: str) -> Path:
         body += card(
             f"{task}: size of the updates", read, _sizes(rows, color, symbol), f"size{index}"
         )
-    body += f"<p>{escape(TUNED)}</p>" + html_table(*sizes(found.study))
+    body += f"<p>{escape(TUNED)}</p>" + html_table(*found.tuned)
     for index, (task, title, rows) in enumerate(found.tables):
         read = conclusion(rows) + " Bars: 95% bootstrap intervals of the interquartile mean."
         body += f"<h2>{escape(task)}, {escape(title)}</h2>"
