@@ -22,10 +22,14 @@ HOST = {"use_kl_loss": False, "clip_param": 0.2}
 
 
 def test_the_readmes_example_runs_as_written(capsys):
-    run_example("README.md", "rgpo.adapters.rllib")["algorithm"].stop()
+    algorithm = run_example("README.md", "rgpo.adapters.rllib")["algorithm"]
+    (learner,) = algorithm.learner_group.foreach_learner(type).result_or_errors
+    algorithm.stop()
     ray.shutdown()
+    assert learner.get() is rllib.GatedPPOTorchLearner
     returns = [float(line) for line in capsys.readouterr().out.splitlines()[-3:]]
-    assert returns[-1] > 1.5 * returns[0]
+    # The example has no seed: twelve runs ended at 1.6 to 2.0 times their first iteration.
+    assert returns[-1] > 1.2 * returns[0]
 
 
 @pytest.fixture(scope="module")
