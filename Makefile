@@ -15,7 +15,7 @@ demo-language: .venv/ready
 	$(BIN)/rgpo rlhf --model tiny
 
 test: .venv/ready browser
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --hypothesis-profile=ci
 
 # Contract tests run the adapters against the real host trainers, whose pins conflict. So each host
 # has a virtual environment of its own, .contract/<host>, that sees all of .venv and adds, before it

@@ -21,7 +21,9 @@ def rendered(path, folder):
     """Open a page in a fresh headless Chromium without a network; return its DOM and console."""
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
     flags += " --disable-background-networking --disable-component-update"
-    flags += " --virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
+    flags += (
+        " --disable-dev-shm-usage --virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
+    )
     done = subprocess.run(
         [
             CHROMIUM,
@@ -32,7 +34,7 @@ def rendered(path, folder):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout, [line for line in console if path.name in line]

@@ -10,11 +10,14 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run_example(page: str, containing: str) -> dict:
-    """Run the one Python block of a page that holds `containing`, as a reader would paste it."""
+def run_example(page: str, containing: str, **names: object) -> dict:
+    """Run the one Python block of a page that holds `containing`, as a reader would paste it.
+
+    `names` may stand for its builtins.
+    """
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     (code,) = [block for block in blocks if containing in block]
-    names: dict = {"__name__": "example"}
+    names = {"__name__": "example", **names}
     exec(compile(code, page, "exec"), names)  # noqa: S102
     return names
 

@@ -298,7 +298,7 @@ def test_a_faulty_environment_fails_the_run(tmp_path, faulty, kind, sentence):
 
 
 def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_path):
-    config = tiny(rollout_steps=2**26)
+    config = tiny(rollout_steps=2**36)
     with pytest.raises(RgpoError, match=r"one run needs about \d.* GiB .* take fewer environments"):
         session.start([config], [tmp_path / "run"])
     assert not (tmp_path / "run").exists()

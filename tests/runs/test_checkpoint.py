@@ -220,14 +220,17 @@ from rgpo.runs.checkpoint import newest, save
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 update, caught = 0, 0
+start = time.monotonic()
 save(folder, update, {"w": torch.zeros(100_000)}, {"update": 0})
+save(folder, update, {"w": torch.zeros(100_000)}, {"update": 0})
+seconds = (time.monotonic() - start) / 2
 for attempt in range(60):
     victim = os.fork()
     if victim == 0:
         while True:
             update += 1
             save(folder, update, {"w": torch.full((100_000,), float(update))}, {"update": update})
-    time.sleep(random.Random(attempt).uniform(0.001, 0.03))
+    time.sleep(random.Random(attempt).uniform(0.1, 4) * seconds)
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)
     caught += bool(list(folder.glob(".*.tmp")))

@@ -109,8 +109,8 @@ def test_waves_follow_each_other_and_what_the_fast_learner_lacks_is_spread_over_
 def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(tmp_path):
     """Told by the parent, once: the worker's own terminal lines would break the progress bar."""
     base = dataclasses.replace(
-        BASE, num_envs=2, rollout_steps=32, minibatch_size=32, epochs=2, steps=384, eval_episodes=0,
-        track=(), checkpoint_every=1,
+        BASE, num_envs=2, rollout_steps=32, minibatch_size=32, epochs=2, steps=64 * 30,
+        eval_episodes=0, track=(), checkpoint_every=1,
     )  # fmt: skip
     planned = plan(base, ["ppo"], 1, tmp_path / "study", workers=1)
 
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(tmp_path):
     with pytest.warns(UserWarning, match=f"{newest.name} is damaged"):
         run(planned, lambda *event: updates.append(event[1]))
     assert updates[0] == int(newest.stem.removeprefix("update-"))
-    assert updates[-1] == 6
+    assert updates[-1] == 30
 
 
 def test_images_get_the_cores_that_are_left(tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def test_cost_fails_for_a_gate_that_is_dear(monkeypatch):
     honest = Gate.weight
 
     def dear(gate, d):
-        for _ in range(20):
+        for _ in range(100):
             weight = honest(gate, d)
         return weight
 
