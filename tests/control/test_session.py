@@ -179,6 +179,51 @@ def test_runs_that_train_together_are_resumed_together(tmp_path):
         assert_same_run(mine, theirs)
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_kill_between_the_saves_of_two_runs_leaves_an_update_in_common(
+    tmp_path, monkeypatch, keep
+):
+    configs = [tiny(keep=keep), tiny(recipe="ppo", seed=1, keep=keep)]
+    straight = [tmp_path / "straight0", tmp_path / "straight1"]
+    broken = [tmp_path / "broken0", tmp_path / "broken1"]
+    session.start(configs, straight)
+    save = checkpoint.save
+
+    def killed(folder, update, *state):
+        if update == UPDATES and folder.parent == broken[1]:
+            raise KeyboardInterrupt
+        return save(folder, update, *state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session.start(configs, broken)
+    assert final_checkpoint(broken[0]).update == UPDATES
+    assert final_checkpoint(broken[1]).update == 2
+    assert resume_in_new_process(broken) == "['finished', 'finished']"
+    for mine, theirs in zip(straight, broken, strict=True):
+        assert_same_run(mine, theirs)
+        assert len(list((theirs / "checkpoints").glob("*.json"))) <= keep
+
+
+def test_killed_while_it_evaluates_a_run_is_evaluated_when_resumed(tmp_path, monkeypatch):
+    config, path = tiny(eval_episodes=2), tmp_path / "run"
+    session.start([config], [tmp_path / "straight"])
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "evaluate_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session.start([config], [path])
+    assert Run.open(path).status["status"] == "unfinished"
+    assert session.resume([path]) == ["finished"]
+    results = [Run.open(p).status["result"] for p in (path, tmp_path / "straight")]
+    assert results[0] == results[1]
+    assert_same_run(path, tmp_path / "straight")
+
+
 def test_envpool_resumes_with_new_episodes(tmp_path):
     pytest.importorskip("envpool")
     path = tmp_path / "run"

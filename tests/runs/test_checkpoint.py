@@ -8,7 +8,7 @@ import torch
 
 from rgpo.errors import RgpoError
 from rgpo.runs import checkpoint
-from rgpo.runs.checkpoint import generator_state, load, newest, restore_generator, save
+from rgpo.runs.checkpoint import generator_state, load, newest, prune, restore_generator, save
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -48,7 +48,8 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_keeps_the_newest_and_sorts_by_number(tmp_path):
     for update in (5, 999_999, 1_000_000, 1_000_001):
-        save(tmp_path, update, tensors(), {}, keep=2)
+        save(tmp_path, update, tensors(), {})
+    prune(tmp_path, keep=2)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [f"update-{n}.{e}" for n in (1000000, 1000001) for e in ("json", "safetensors")]
     assert newest(tmp_path)[0].update == 1_000_001
@@ -133,7 +134,8 @@ def test_a_damaged_checkpoint_is_named_skipped_and_left_alone(tmp_path, damage):
     assert str(named) in skipped[0]
 
     damaged = {file: file.read_bytes() for file in tmp_path.glob("update-000003.*")}
-    again = save(tmp_path, 3, tensors(4), {"rng": 1}, keep=1)  # would collide, and prunes
+    again = save(tmp_path, 3, tensors(4), {"rng": 1})  # would collide
+    prune(tmp_path, keep=1)
     assert again.name == "update-000003.1.json"
     assert {file: file.read_bytes() for file in damaged} == damaged
     assert newest(tmp_path)[0].path == again
@@ -156,9 +158,9 @@ def test_any_flipped_bit_of_the_json_is_found_or_harmless(tmp_path):
 
 
 def test_only_whole_ones_count_as_kept(tmp_path):
-    paths = [save(tmp_path, update, tensors(), {}, keep=3) for update in (1, 2, 3)]
+    paths = [save(tmp_path, update, tensors(), {}) for update in (1, 2, 3, 4)]
     half_tensors(paths[1])
-    save(tmp_path, 4, tensors(), {}, keep=2)
+    prune(tmp_path, keep=2)
     left = sorted(path.name for path in tmp_path.glob("*.json"))
     assert left == ["update-000002.json", "update-000003.json", "update-000004.json"]
 
@@ -216,7 +218,7 @@ KILL_WHILE_SAVING = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from rgpo.runs.checkpoint import newest, save
+from rgpo.runs.checkpoint import newest, prune, save
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 update, caught = 0, 0
@@ -230,6 +232,7 @@ for attempt in range(60):
         while True:
             update += 1
             save(folder, update, {"w": torch.full((100_000,), float(update))}, {"update": update})
+            prune(folder, 3)
     time.sleep(random.Random(attempt).uniform(0.1, 4) * seconds)
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)

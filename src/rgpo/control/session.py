@@ -57,17 +57,16 @@ def start(
 def resume(directories: Sequence[Path], progress: Progress | None = None) -> list[str]:
     """Continue runs from the newest update that all of them have a whole checkpoint of.
 
-    Exactly as if uninterrupted where the environments' state is part of the checkpoint (not
-    EnvPool's: there new episodes begin). The backend stays the one they were started with.
+    Where they have all their updates, what is left is the evaluation. Exactly as if uninterrupted
+    where the environments' state is part of the checkpoint (not EnvPool's: there new episodes
+    begin). The backend stays the one they were started with.
     """
     runs = [Run.open(directory) for directory in directories]
     configs = [
         dataclasses.replace(config_of(run), backend=run.config["backend_used"]) for run in runs
     ]
-    saved, skipped = common_checkpoints(runs)
+    saved, skipped = common_checkpoints(runs, configs[0].updates)
     updates = saved[0].update
-    if updates >= configs[0].updates:
-        raise RgpoError(f"{directories[0]} has all its {updates} updates: nothing to resume")
     trainer = Trainer(configs, generation=updates)
     trainer.restore(saved)
     for run in runs:
@@ -134,13 +133,15 @@ class Session:
             self.progress(self.trainer.updates_done, self.trainer.config.updates, rows)
 
     def _save(self) -> None:
-        update, keep = self.trainer.updates_done, self.trainer.config.keep
+        update = self.trainer.updates_done
         due = [r for r in self._alive() if self.saved[r] < update]
         states = self.trainer.states() if due else []
         for r in due:
             tensors, state = states[r]
-            checkpoint.save(self.runs[r].checkpoints, update, tensors, state, keep)
+            checkpoint.save(self.runs[r].checkpoints, update, tensors, state)
             self.saved[r] = update
+        for r in due:
+            checkpoint.prune(self.runs[r].checkpoints, self.trainer.config.keep)
 
     def _finish(self, status: str, message: str = "", *, evaluate_too: bool = False) -> None:
         for r in self._alive():
@@ -200,14 +201,20 @@ def config_of(run: Run) -> TrainConfig:
 
 
 def common_checkpoints(
-    runs: Sequence[Run],
+    runs: Sequence[Run], updates: int
 ) -> tuple[list[checkpoint.Checkpoint], list[str]]:
-    """The newest whole checkpoint of every run, all of one update; and what was skipped."""
+    """The newest whole checkpoint of every run, all of one update; and what was skipped.
+
+    RgpoError if there is none, or if the runs are finished and have all their `updates`.
+    """
     newest = [checkpoint.newest(run.checkpoints) for run in runs]
     common = min(one.update for one, _ in newest)
     found = [checkpoint.newest(run.checkpoints, at_most=common) for run in runs]
     if len({one.update for one, _ in found}) > 1:
         raise RgpoError("these runs have no checkpoint of the same update: resume them one by one")
+    finished = all(run.status["status"] == "finished" for run in runs)
+    if finished and found[0][0].update >= updates:
+        raise RgpoError(f"{runs[0].path} has all its {updates} updates: nothing to resume")
     skipped = dict.fromkeys(sentence for _, told in newest + found for sentence in told)
     return [one for one, _ in found], list(skipped)
 

@@ -49,10 +49,8 @@ def resume(directories: Sequence[Path], progress: Progress | None = None) -> lis
     """
     runs = [Run.open(directory) for directory in directories]
     configs = [config_of(run) for run in runs]
-    saved, skipped = common_checkpoints(runs)
+    saved, skipped = common_checkpoints(runs, configs[0].updates)
     updates = saved[0].update
-    if updates >= configs[0].updates:
-        raise RgpoError(f"{directories[0]} has all its {updates} updates: nothing to resume")
     trainer = ReparamTrainer(configs)
     trainer.restore(saved)
     for run in runs:

@@ -42,19 +42,18 @@ def save(
     update: int,
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
-    keep: int = 3,
 ) -> Path:
-    """Write a checkpoint, delete whole ones beyond the newest `keep`, return its JSON file.
+    """Write a checkpoint and return its JSON file; `prune` deletes those that are old.
 
     Nothing that is already there is overwritten, whole or corrupt: a name that is taken gets a
-    suffix (`update-000123.1.json`). Corrupt checkpoints are never deleted: they are evidence.
+    suffix (`update-000123.1.json`).
 
     Raises RgpoError, before anything is written, if a tensor or the state holds NaN or infinity,
     and when the disk is full; ValueError if the state would not come back from JSON as it is
     (tuples, keys that are not strings).
     """
-    if update < 0 or keep < 1:
-        raise ValueError(f"need update >= 0 and keep >= 1, got update={update}, keep={keep}")
+    if update < 0:
+        raise ValueError(f"need update >= 0, got update={update}")
     _refuse_nonfinite(update, tensors, state)
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -81,8 +80,22 @@ def save(
     except RgpoError:
         _tensor_path(path).unlink(missing_ok=True)
         raise
-    _prune(folder, path, keep)
     return path
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete whole checkpoints beyond the newest `keep`.
+
+    Corrupt ones do not count and are never deleted: they are evidence. Runs that train together
+    are pruned once all of them have saved: whenever one is killed, they have an update in common.
+    """
+    if keep < 1:
+        raise ValueError(f"need keep >= 1, got keep={keep}")
+    whole = [path for path, _ in _newest_first(folder) if _is_whole(path)]
+    for path in whole[keep:]:
+        _tensor_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def load(path: Path) -> Checkpoint:
@@ -158,20 +171,6 @@ def _refuse_nonfinite(
             f"Not saving update {update}: {', '.join(bad)} holds NaN or infinity; resume from the "
             "last checkpoint with a smaller learning rate or stronger KL control."
         )
-
-
-def _prune(folder: Path, newest_path: Path, keep: int) -> None:
-    """Delete whole checkpoints beyond the newest `keep`; `newest_path` is known to be whole."""
-    kept = 1
-    for path, _ in _newest_first(folder):
-        if path == newest_path or not _is_whole(path):
-            continue
-        if kept < keep:
-            kept += 1
-            continue
-        _tensor_path(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-    sync_folder(folder)
 
 
 def _is_whole(path: Path) -> bool:
