@@ -250,6 +250,18 @@ def test_compare_writes_table_and_report(tmp_path):
         assert len(Run.open(directory / name).metrics()) == 4
 
 
+def test_what_went_wrong_in_a_comparison_is_told_after_its_table_and_report(tmp_path):
+    """A device that computes nothing: the workers die of errors that nobody foresaw."""
+    directory = tmp_path / "study"
+    status, out, err = end(start("compare", *TINY, *ARMS, "--device", "meta", "--out", directory))
+    assert status == 1
+    assert "ppo clip_low=0.1" in out
+    assert (directory / "report.html").exists()
+    assert "Traceback" in err
+    assert "a worker died with exit code 1: resume the comparison to go on" in err
+    assert statuses(directory) == ["unfinished"] * 4
+
+
 def wait_for_updates(process, directory, updates):
     """Until every run has logged so many updates, or the process ended too early."""
     deadline = time.monotonic() + 300

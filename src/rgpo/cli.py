@@ -352,7 +352,7 @@ def _run_comparison(planned: comparison.Plan) -> int:
     updates = planned.configs[0].updates
     labels = [[c.label for c in group] for group in planned.groups]
     with ComparisonProgress(console, labels, updates, planned.configs[0].batch_size) as progress:
-        statuses = comparison.run(planned, progress)
+        statuses, errors = comparison.run(planned, progress)
     if planned.started:
         print_table(final_table([planned.path(c) for c in planned.started]), console)
         console.print(f"report: {comparison.report(planned).resolve()}")
@@ -360,6 +360,9 @@ def _run_comparison(planned: comparison.Plan) -> int:
     for config in failed:
         message = Run.open(planned.path(config)).status["message"]
         console.print(f"[red]failed[/] {config.label} seed {config.seed}: {message}")
+        errors = [error for error in errors if error != message]
+    if errors:
+        raise RgpoError("; ".join(errors))
     if "interrupted" in statuses:
         console.print(f"interrupted: `rgpo resume {planned.directory}` continues it")
         return 130

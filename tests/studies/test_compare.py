@@ -93,13 +93,13 @@ def test_waves_follow_each_other_and_what_the_fast_learner_lacks_is_spread_over_
         if (group, update) == (0, total):
             signal.raise_signal(signal.SIGTERM)
 
-    assert run(planned, watch) == ["finished", "interrupted"]
+    assert run(planned, watch) == (["finished", "interrupted"], [])
     assert seen == [(0, update) for update in (1, 2, 3, 4)]
     assert [c.recipe for c in planned.started] == ["rgpo"]
     assert report(planned).exists()
     again = []
     resumed = run(Plan.load(tmp_path / "study"), lambda *event: again.append(event))
-    assert resumed == ["finished", "finished"]
+    assert resumed == (["finished", "finished"], [])
     assert [event[:2] for event in again] == [(0, 4)] + [(1, update) for update in (1, 2, 3, 4)]
     assert again[0][3][0]["update"] == 4  # a progress display counts what was finished before
     for config in planned.configs:
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(tmp_path):
         if event[1] == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    assert run(planned, stop) == ["interrupted"]
+    assert run(planned, stop) == (["interrupted"], [])
     folder = planned.path(planned.configs[0]) / "checkpoints"
     newest = max(folder.glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:1000])
@@ -127,6 +127,21 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(tmp_path):
         run(planned, lambda *event: updates.append(event[1]))
     assert updates[0] == int(newest.stem.removeprefix("update-"))
     assert updates[-1] == 30
+
+
+def test_a_worker_that_dies_of_an_unforeseen_error_is_told_and_the_others_finish(tmp_path, capfd):
+    base = dataclasses.replace(
+        BASE, num_envs=2, rollout_steps=32, minibatch_size=32, epochs=2, steps=256,
+        eval_episodes=0, track=(),
+    )  # fmt: skip
+    planned = plan(base, ["ppo"], 2, tmp_path / "study", workers=2)
+    broken = dataclasses.replace(planned.configs[0], device="meta")  # it computes nothing
+    planned = dataclasses.replace(planned, configs=(broken, planned.configs[1]))
+    statuses, errors = run(planned)
+    assert statuses == ["unfinished", "finished"]
+    assert errors == ["a worker died with exit code 1: resume the comparison to go on"]
+    assert "Traceback" in capfd.readouterr().err
+    assert report(planned).exists()
 
 
 def test_images_get_the_cores_that_are_left(tmp_path, monkeypatch):

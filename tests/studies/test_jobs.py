@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -42,6 +43,38 @@ def test_every_cell_is_trained_once_in_other_processes(tmp_path):
 def test_a_failing_job_keeps_what_was_done(tmp_path):
     with pytest.raises(RgpoError, match="no threes"):
         run_jobs([[cell(1)], [cell(3)], [cell(4)]], fail_on_three, tmp_path, workers=1)
+    assert [r["seed"] for r in read_results(tmp_path)] == [1]
+
+
+def fail_on_three_and_wait_for_it(cells):
+    failed = Path(os.environ["FAILED"])
+    if cells[0].seed == 3:
+        failed.touch()
+        raise RgpoError("no threes")
+    wait_for(failed.exists)
+    time.sleep(0.5)
+    return double(cells)
+
+
+def test_a_failing_job_lets_those_beside_it_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILED", str(tmp_path / "failed"))
+    jobs = [[cell(1)], [cell(3)], [cell(4)]]
+    with pytest.raises(RgpoError, match="no threes"):
+        run_jobs(jobs, fail_on_three_and_wait_for_it, tmp_path, workers=2)
+    assert [r["seed"] for r in read_results(tmp_path)] == [1]
+
+
+def die_at_three(cells):
+    if cells[0].seed == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return double(cells)
+
+
+def test_a_killed_worker_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(
+        RgpoError, match=r"a worker process was killed, .* the same command goes on"
+    ):
+        run_jobs([[cell(1)], [cell(3)], [cell(4)]], die_at_three, tmp_path, workers=1)
     assert [r["seed"] for r in read_results(tmp_path)] == [1]
 
 

@@ -176,11 +176,13 @@ def _deal(kinds: Sequence[bool], parallel: int, most: int) -> tuple[tuple[int, .
     return tuple(groups)
 
 
-def run(comparison: Plan, watch: Watch | None = None) -> list[str]:
-    """Train what is not finished, group by group in parallel processes; the runs' final status.
+def run(comparison: Plan, watch: Watch | None = None) -> tuple[list[str], list[str]]:
+    """Train what is not finished, group by group in parallel processes.
 
-    A group that was interrupted continues from its newest common checkpoint; one without starts
-    again. Refused before anything is written if the directory is taken.
+    Returns every run's final status, and a sentence for every group that could not go on; the
+    others are trained to their end. A group that was interrupted continues from its newest common
+    checkpoint; one without starts again. Raises RgpoError, before anything is written, if the
+    directory is taken.
     """
     if not (comparison.directory / PLAN).exists():
         _refuse_directory(comparison.directory)
@@ -195,13 +197,12 @@ def run(comparison: Plan, watch: Watch | None = None) -> list[str]:
     ]
     with _stopping(stop):
         errors = _attend(workers, comparison.parallel, events, stop, watch)
-    if errors:
-        raise RgpoError("; ".join(sorted(set(errors))))
     started = comparison.started
-    return [
+    statuses = [
         str(Run.open(comparison.path(c)).status["status"]) if c in started else "interrupted"
         for c in comparison.configs
     ]
+    return statuses, sorted(set(errors))
 
 
 def report(comparison: Plan) -> Path:
@@ -269,10 +270,7 @@ def _attend(
             for index, worker in list(running.items()):
                 if not worker.is_alive() and events.empty():
                     del running[index]
-                    errors.append(
-                        f"a worker died with exit code {worker.exitcode}: "
-                        "resume the comparison to go on"
-                    )
+                    errors.append(_death(worker))
             continue
         if kind == "progress" and watch is not None:
             watch(index, *rest)
@@ -281,8 +279,15 @@ def _attend(
         elif kind == "error":
             errors.append(rest[0])
         elif kind == "end":
-            running.pop(index).join()
+            worker = running.pop(index)
+            worker.join()
+            if worker.exitcode:  # an error that nobody foresaw, its traceback is on the terminal
+                errors.append(_death(worker))
     return errors
+
+
+def _death(worker: Any) -> str:
+    return f"a worker died with exit code {worker.exitcode}: resume the comparison to go on"
 
 
 def _worker(comparison: Plan, index: int, events: "Queue[Any]", stop: Event) -> None:

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -103,8 +104,9 @@ def run_jobs(
 ) -> None:
     """Run the jobs in `workers` processes (default: one per core), appending to results.jsonl.
 
-    Ctrl-C ends at once: at most the jobs in progress are lost. RgpoError with the first error of a
-    job, after the others in progress have ended, or if another process trains in the directory.
+    Ctrl-C ends at once: at most the jobs in progress are lost. Raises the first error of a job,
+    after those in progress have ended and their results are written; RgpoError if another process
+    trains in the directory.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
@@ -124,12 +126,17 @@ def _run_all(
     number = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
     pool = ProcessPoolExecutor(number, mp_context=context, initializer=_deaf_worker)
     waiting, running = list(reversed(jobs)), set[Future[list[Result]]]()
+    errors: list[BaseException] = []
     try:
         while waiting or running:
             while waiting and len(running) < number:
                 running.add(pool.submit(train, waiting.pop()))
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
+                if error := future.exception():
+                    errors.append(error)
+                    waiting.clear()
+                    continue
                 results = future.result()
                 _append(directory / RESULTS, results)
                 done += len(results)
@@ -141,6 +148,13 @@ def _run_all(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+    if errors and isinstance(errors[0], BrokenProcessPool):
+        raise RgpoError(
+            "a worker process was killed, perhaps for lack of memory: the same command goes on "
+            "with the runs that are left; --workers 1 needs less"
+        ) from errors[0]
+    if errors:
+        raise errors[0]
 
 
 @contextmanager
