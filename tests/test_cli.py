@@ -21,7 +21,7 @@ TINY = OPTIONS_OF_TINY.split()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 OPTIONS = {
     "train": ["--env", "--recipe", "--set", "--target-kl", "--out", "Gymnasium id"],
-    "compare": ["--recipes", "--seeds", "--workers", "rgpo:sharpness=4,kl_target=0.02"],
+    "compare": ["--recipes", "--seeds", "--workers", "rgpo:sharpness=4,learning_rate=1e-3"],
     "resume": ["PATH"],
     "eval": ["PATH", "--episodes", "--video"],
     "report": ["PATH", "--out"],

@@ -77,7 +77,7 @@ def compare(
 
     Args:
         base: What all runs share; its recipe is not used, its seed is the first one.
-        recipes: Arms; hyper-parameters as in rgpo:sharpness=4,kl_target=0.02.
+        recipes: Arms; hyper-parameters as in rgpo:sharpness=4,learning_rate=1e-3.
         seeds: Runs of each arm.
         out: Directory of the comparison; default: runs/compare-ENV-TIME.
         workers: Processes; default: one per core.

@@ -1,6 +1,6 @@
 """What every configuration shares: numbers that make sense, JSON, and the recipe by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Self
 
@@ -43,7 +43,7 @@ def split_arm(arm: str) -> tuple[str, tuple[str, ...]]:
 def configured(recipe: str, options: tuple[str, ...]) -> Recipe:
     """The recipe with options name=value; RgpoError for names or numbers that it does not have."""
     try:
-        return recipes.get(recipe).configure(**_parse(options))
+        return recipes.get(recipe).configure(**parse_options(options))
     except ValueError as error:
         raise RgpoError(str(error)) from None
     except TypeError:
@@ -53,7 +53,8 @@ def configured(recipe: str, options: tuple[str, ...]) -> Recipe:
         ) from None
 
 
-def _parse(pairs: tuple[str, ...]) -> dict[str, float | str | None]:
+def parse_options(pairs: Iterable[str]) -> dict[str, float | str | None]:
+    """Options name=value as a dictionary: numbers, None for "none", anything else as it is."""
     parsed: dict[str, float | str | None] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

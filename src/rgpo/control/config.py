@@ -4,11 +4,15 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from rgpo.core.diagnostics import NO_SPREAD
+from rgpo.core.recipes import Recipe
 from rgpo.errors import RgpoError
-from rgpo.settings import Settings
+from rgpo.settings import Settings, configured, parse_options
 
 PER_RUN = ("recipe", "set", "seed", "learning_rate", "target_kl", "max_kl")
 """Fields in which runs that are trained together as one computation may differ."""
+
+IN_ARMS = ("learning_rate", "target_kl", "max_kl")
+"""Fields that `set` may give as well as the recipe's own, so that the arms of a comparison can."""
 
 _COUNTS = (
     "steps",
@@ -34,7 +38,8 @@ class TrainConfig(Settings):
     """Objective by name; `rgpo objectives` lists them."""
 
     set: tuple[str, ...] = ()
-    """Hyper-parameters of the recipe, such as sharpness=4 kl_target=0.02."""
+    """Hyper-parameters of the recipe, such as sharpness=4 kl_target=0.02; learning_rate, target_kl
+    and max_kl as well, so that the arms of a comparison may differ in them."""
 
     seed: int = 0
     """Seed of initialisation, environments, actions and minibatches."""
@@ -134,7 +139,7 @@ class TrainConfig(Settings):
 
     compile: bool = False
     """Compile the fast learner with torch.compile: pays beyond about a million steps (the first
-    update then takes some 20 s, 2 to 5 s once cached)."""
+    update then takes some 20 s or half a minute, 2 to 5 s once cached)."""
 
     checkpoint_every: int = 25
     """Updates between checkpoints; the last one is always saved."""
@@ -149,6 +154,10 @@ class TrainConfig(Settings):
     """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        for name, value in parse_options(filter(_is_field, self.set)).items():
+            if isinstance(value, str) or (value is None and name != "target_kl"):
+                raise RgpoError(f"{name} must be a number, got {value}")
+            object.__setattr__(self, name, value)  # frozen for everybody else
         infinity = float("inf")
         self._require("at least 1", lambda x: x >= 1, _COUNTS)
         self._require("positive", lambda x: 0 < x < infinity, _POSITIVE)
@@ -169,6 +178,10 @@ class TrainConfig(Settings):
                 "certified updates start from the policy that collected the data: "
                 "leave staleness at 0"
             )
+
+    def resolve(self) -> Recipe:
+        """The recipe with this run's hyper-parameters; RgpoError for a name that is not there."""
+        return configured(self.recipe, tuple(o for o in self.set if not _is_field(o)))
 
     @property
     def label(self) -> str:
@@ -235,6 +248,10 @@ def shared_fields(configs: list[TrainConfig]) -> dict[str, Any]:
             if getattr(config, name) != expected:
                 raise RgpoError(f"runs trained together must share {name}: start them separately")
     return shared
+
+
+def _is_field(option: str) -> bool:
+    return option.partition("=")[0].replace("-", "_") in IN_ARMS
 
 
 def _divisor(total: int, near: int) -> int:
