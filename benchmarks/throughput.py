@@ -9,7 +9,7 @@ of the process, its threads and its ended children.
     one       one run: rgpo, Stable-Baselines3, a CleanRL-style file, TorchRL
     study     2 recipes x 8 seeds on all cores: rgpo's batched runs, SB3's one after the other
     scaling   1 to 32 runs in one process
-    ceiling   the environments alone, random actions; of it the other tables tell their share
+    ceiling   the environments alone, random actions; of the fastest the other tables tell the share
     memory    peak memory per run, measured and estimated
 
 Every measurement is a line of --out; a benchmark that was stopped goes on with those that are
@@ -56,7 +56,6 @@ PARTS: dict[str, tuple[tuple[str, ...], list[str]]] = {  # environments and vari
     "ceiling": ((CHEETAH, HOPPER, CART_POLE), ["gymnasium", "envpool 8", "envpool 128"]),
     "memory": ((CHEETAH, CART_POLE), [f"{n} runs" for n in (1, 4, 16)]),
 }
-CEILING = "envpool 128"  # physics at its fastest
 Result = dict[str, Any]
 
 
@@ -87,9 +86,10 @@ def main() -> None:
         rate = found and found.get("per_cpu_second")
         told = f"{rate:,.0f} steps per CPU-second" if rate else ("skipped", "done")[bool(found)]
         print(f"{number + 1} of {len(plan)}: {name(cell)}: {told}", flush=True)
-    lines = [line for line in read(options.out) if any(same(cell, line) for cell in plan)]
+    measured = read(options.out)
+    lines = [line for line in measured if any(same(cell, line) for cell in plan)]
     for part in options.only:
-        show(part, lines)
+        show(part, lines, ceilings(measured))
 
 
 def cells(options: argparse.Namespace) -> Iterable[Result]:
@@ -338,7 +338,19 @@ def memory_per_run(env: str, runs: int) -> Result:
 # ---- tables -------------------------------------------------------------------------------
 
 
-def show(part: str, lines: list[Result]) -> None:
+def ceilings(lines: list[Result]) -> dict[str, float]:
+    """For every environment the median of the fastest way to step it alone."""
+    rates: dict[tuple[str, str], list[float]] = {}
+    for line in lines:
+        if line["part"] == "ceiling":
+            rates.setdefault((line["env"], line["variant"]), []).append(line["per_cpu_second"])
+    fastest: dict[str, float] = {}
+    for (env, _), found in rates.items():
+        fastest[env] = max(statistics.median(found), fastest.get(env, 0))
+    return fastest
+
+
+def show(part: str, lines: list[Result], fastest: dict[str, float]) -> None:
     """One table per environment, a row per variant."""
     mine = [line for line in lines if line["part"] == part]
     for env in dict.fromkeys(line["env"] for line in mine):
@@ -346,11 +358,10 @@ def show(part: str, lines: list[Result]) -> None:
         for line in mine:
             if line["env"] == env:
                 rows.setdefault(line["variant"], []).append(line)
-        floor = [x["per_cpu_second"] for x in lines if (x["env"], x["variant"]) == (env, CEILING)]
         table = Table(title=f"{part}: {env} (median \\[lowest, highest])", title_justify="left")
         table.add_column("")
         columns = MEMORY if part == "memory" else RATES
-        rated = [] if part == "memory" else ["ratio to the first", f"share of {CEILING}"]
+        rated = [] if part == "memory" else ["ratio to the first", "share of the ceiling"]
         first = {line["round"]: line for line in next(iter(rows.values()))}
         for heading in (*columns, *rated):
             table.add_column(heading, justify="right")
@@ -360,7 +371,7 @@ def show(part: str, lines: list[Result]) -> None:
                 pairs = [(x, first[x["round"]]) for x in own if x["round"] in first]
                 ratios = [a["per_cpu_second"] / b["per_cpu_second"] for a, b in pairs]
                 rate = statistics.median(x["per_cpu_second"] for x in own)
-                share = f"{rate / statistics.median(floor):.0%}" if floor else "-"
+                share = f"{rate / fastest[env]:.0%}" if env in fastest else "-"
                 texts += [spread(ratios, ".2f"), share]
             table.add_row(variant, *texts)
         Console(width=140).print(table)
