@@ -55,23 +55,32 @@ def test_every_arm_has_every_seed_once_in_the_order_of_the_arms(tmp_path, worker
         assert changes == len({c.label for c in group}) - 1
 
 
+def test_arms_may_differ_in_the_learning_rate_and_the_radius(tmp_path):
+    arms = ("ppo", "ppo:learning_rate=1e-3", "trpo:max_kl=0.02")
+    planned = plan(BASE, arms, 2, tmp_path, workers=1)
+    assert [c.learning_rate for c in planned.configs[::2]] == [3e-4, 1e-3, 3e-4]
+    assert planned.configs[-1].max_kl == 0.02
+    assert planned.deal == ((4, 5), (0, 1, 2, 3))  # both rates in one computation
+    assert planned.path(planned.configs[2]).name == "ppo-learning_rate1e-3-seed3"
+
+
 def test_runs_that_do_not_fit_into_memory_are_trained_in_waves(tmp_path, monkeypatch):
     trainer = Trainer([BASE])
     need = memory.footprint(trainer)
     trainer.environments.close()
     free = (2 * need.per_process + 6.5 * need.per_run) / memory.SHARE
-    monkeypatch.setattr(memory, "available_bytes", lambda: int(free))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: int(free))
     with pytest.warns(UserWarning, match=r"16 runs need about .* GiB .*: training 6 at a time"):
         planned = plan(BASE, ["rgpo", "ppo"], 8, tmp_path, workers=2)
     assert planned.parallel == 2
     assert len(planned.deal) == 6  # 3 waves of 2 processes
     assert sorted(itertools.chain(*planned.deal)) == list(range(16))
     assert max(map(len, planned.deal)) == 3
-    monkeypatch.setattr(memory, "available_bytes", lambda: need.per_run)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: need.per_run)
     with pytest.warns(UserWarning, match="training 1 at a time"):
         planned = plan(BASE, ["rgpo", "ppo"], 1, tmp_path, workers=2)
     assert (planned.parallel, planned.deal) == (1, ((0,), (1,)))
-    monkeypatch.setattr(memory, "available_bytes", lambda: need.per_run // 2)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: need.per_run // 2)
     with pytest.raises(RgpoError, match=r"one run needs about .* take fewer environments"):
         plan(BASE, ["rgpo", "ppo"], 1, tmp_path, workers=2)
 

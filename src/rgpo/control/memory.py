@@ -60,7 +60,7 @@ def footprint(trainer: Trainer) -> Footprint:
 
 def require_room(trainer: Trainer) -> None:
     """Raise RgpoError where a single run of this trainer needs more memory than is free."""
-    need, free = _array_bytes(trainer)[0], available_bytes()
+    need, free = _array_bytes(trainer)[0], available_bytes(trainer.device)
     if need > free:
         raise RgpoError(
             f"one run needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} are free: take "
@@ -105,12 +105,15 @@ def activation_floats(policy: ActorCritic, shapes: dict[str, tuple[int, ...]]) -
     return sum(found)
 
 
-def available_bytes() -> int:
+def available_bytes(device: torch.device) -> int:
     """Memory that new processes can take: what the machine has free, or the cgroup's limit allows.
 
-    Where neither can be read, half of what the machine has.
+    Where neither can be read, half of what the machine has. On a GPU what is free there, if that
+    is less.
     """
     limits = list(_cgroup_free())
+    if device.type == "cuda":
+        limits.append(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":") for line in lines)

@@ -19,7 +19,6 @@ computation, one run being the special case. Every run has its own random genera
 statistics, optimiser state and KL penalty: it does not depend on its neighbours.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgpo.control import memory
 from rgpo.control.device import usable_device
 from rgpo.core.advantage import gae
 from rgpo.core.diagnostics import explained_variance
@@ -103,7 +103,7 @@ class ReparamTrainer:
         require_gradient(self.environments)
         functions = (self.learner.actor, self.normalizer, self._bootstrap)
         needed = self.config.window * graph_bytes(self.environments, *functions, self.runs)
-        free = _free_bytes(self.device)
+        free = memory.available_bytes(self.device)
         if needed > 0.9 * free:
             raise RgpoError(
                 f"a window of {self.config.window} steps x {self.environments.num_envs} "
@@ -350,13 +350,3 @@ def by_run(tensor: Tensor) -> Tensor:
 def _as_window(tensor: Tensor, like: Tensor) -> Tensor:
     """Samples (R, H * E, ...) as those of a window (H, R, E, ...), whose lengths `like` tells."""
     return tensor.unflatten(1, (len(like), -1)).transpose(0, 1)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as lines:  # noqa: PTH123
-        for line in lines:
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -104,7 +104,8 @@ def plan(
 ) -> Plan:
     """Every arm with seeds base.seed, base.seed + 1, ..., spread evenly over worker processes.
 
-    An arm is a recipe, or a recipe with hyper-parameters: "rgpo:sharpness=4,kl_target=0.02".
+    An arm is a recipe, or a recipe with what `TrainConfig.set` takes:
+    "rgpo:sharpness=4,learning_rate=1e-3".
     Warns where the runs do not fit into memory together, and plans as many at a time as do.
     RgpoError for an unknown recipe or hyper-parameter, an arm given twice, fewer than 1 seed, and
     for a task or recipe that cannot be trained.
@@ -124,7 +125,7 @@ def plan(
     probes = {c.label: _Probe(c) for c in configs[::seeds]}
     kinds = [probes[c.label].fast for c in configs]
     parallel = min(workers or cores, len(configs))
-    parallel, most = _fit(parallel, len(configs), [p.footprint for p in probes.values()])
+    parallel, most = _fit(parallel, len(configs), list(probes.values()))
     deal = _deal(kinds, parallel, most)
     images = any(p.images for p in probes.values())
     threads = max(1, cores // parallel) if images else 1
@@ -140,14 +141,15 @@ class _Probe:
         self.fast = isinstance(trainer.learner, FastLearner)
         self.images = "image" in trainer.environments.observation_shapes
         self.footprint = memory.footprint(trainer)
+        self.free = memory.available_bytes(trainer.device)
         trainer.environments.close()
 
 
-def _fit(parallel: int, runs: int, footprints: list[memory.Footprint]) -> tuple[int, int]:
+def _fit(parallel: int, runs: int, probes: list[_Probe]) -> tuple[int, int]:
     """How many processes at a time, and how many runs in each, memory has room for."""
-    run = max(f.per_run for f in footprints)
-    process = max(f.per_process for f in footprints)
-    free = memory.available_bytes()
+    run = max(p.footprint.per_run for p in probes)
+    process = max(p.footprint.per_process for p in probes)
+    free = min(p.free for p in probes)
     need, budget = parallel * process + runs * run, memory.SHARE * free
     if need <= budget:
         return parallel, runs
