@@ -160,6 +160,18 @@ def test_every_strength_is_a_hyper_parameter_of_its_arm():
     assert cells.config(Cell("CartPole-v1", "trpo:max_kl=0.03", 0, 0, 1e-3)).max_kl == 0.03
 
 
+@pytest.mark.parametrize(
+    ("steps", "sizes"),
+    [(50_000, [24, 6]), (100_000, [24, 6]), (400_000, [6] * 5), (10**7, [4] * 7 + [2])],
+)
+def test_what_a_kill_can_lose_does_not_grow_with_the_steps_of_a_run(steps, sizes):
+    config = control.TrainConfig(env="CartPole-v1", steps=steps)
+    jobs = ControlCells((("CartPole-v1", config),)).jobs(
+        Cell("CartPole-v1", "ppo", 0, seed, 1e-3) for seed in range(30)
+    )
+    assert [len(job) for job in jobs] == sizes
+
+
 def test_the_plan_counts_runs_and_unknown_arms_are_refused(study, tmp_path):
     assert study.planned() == {"Walker2d-v5": 0}
     fresh = control.control(tmp_path / "new", tasks=["Hopper-v5"], arms=["ppo"], seeds=3)

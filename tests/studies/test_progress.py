@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from rgpo.studies import progress
-from rgpo.studies.progress import ComparisonProgress
+from rgpo.studies.progress import ComparisonProgress, StudyProgress
 
 
 def row(update, value, kl=0.01):
@@ -23,6 +23,40 @@ def test_the_table_holds_the_iqm_over_runs_of_each_arm():
         assert shown._arm("rgpo") == ("20.0", "0.0100", "0%")  # of 15 and 25
         assert shown._arm("ppo") == ("7.0", "0.0300", "50%")
     assert "rgpo 20.0  ppo 7.0" in told.getvalue()
+
+
+def cell(arm, score, *, task="Hopper-v5", staleness=0, rate=1e-3):
+    return {
+        "task": task, "arm": arm, "staleness": staleness, "learning_rate": rate,
+        "final_return": score,
+    }  # fmt: skip
+
+
+def test_a_study_tells_its_speed_and_the_highest_iqm_of_the_newest_task(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    told = io.StringIO()
+    console = Console(file=told, width=100)
+    with StudyProgress(console, "tuning", {"Hopper-v5": 1000, "Ant-v5": 500}) as shown:
+        now[0] += 10
+        shown(4, 10, [cell("ppo", score) for score in (0.0, 20.0, 30.0, 9e9)])
+        now[0] += 10
+        shown(6, 10, [cell("trpo", 1.0, task="Ant-v5"), cell("gipo", 26.0, staleness=2)])
+        shown(7, 10, [cell("gipo", None, staleness=2)])
+        console.print(shown._table("Hopper-v5"))
+    lines = [" ".join(line.split()) for line in told.getvalue().splitlines()]
+    assert "325 steps/s" in lines[-4]  # 6 x 1,000 + 500 in 20 s: what diverged was trained too
+    assert lines[-3:] == [
+        "Hopper-v5 runs score (IQM)",
+        "gipo, age 2, 0.001 1 26",
+        "ppo, 0.001 4 25",
+    ]
+
+
+def test_a_study_of_many_arms_shows_the_highest():
+    with StudyProgress(Console(file=io.StringIO()), "tuning") as shown:
+        shown(20, 20, [cell(f"arm{i}", float(i)) for i in range(20)])
+        assert shown._table("Hopper-v5").row_count == progress.HIGHEST
 
 
 def test_time_left_is_told_at_the_speed_after_the_first_update(monkeypatch):

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from rgpo.studies import control as control_study
 from rgpo.studies import control_report, staleness_page, staleness_report
 from rgpo.studies import differentiable as pathwise
 from rgpo.studies import staleness as stale
-from rgpo.studies.jobs import Result, Watch
+from rgpo.studies.jobs import Watch
 from rgpo.studies.progress import StageProgress, StudyProgress
 
 console = Console()
@@ -46,7 +46,7 @@ def staleness(
         f"learning rates, about {planned['report']} to report",
         study.seconds(workers),
     )
-    _run(study.run, workers)
+    _run(study.run, workers, study.trains.lengths if workload == "control" else None)
     return _tell(study)
 
 
@@ -119,7 +119,7 @@ def control(
         f"{sum(study.planned().values()):,} runs to go",
         study.seconds(workers),
     )
-    _run(study.run, workers)
+    _run(study.run, workers, study.trains.lengths)
     found, command = control_report.findings(study), _typed()
     for task, title, rows in found.tables:
         console.print(f"{task}, {title}. {control_report.conclusion(rows)}")
@@ -179,20 +179,20 @@ def _workload(name: str) -> Callable[..., stale.Study]:
     return language
 
 
-def _run(run: Callable[[Callable[[str], Watch], int | None], None], workers: int | None) -> None:
-    """Run all phases with a bar for each."""
+def _run(
+    run: Callable[[Callable[[str], Watch], int | None], None],
+    workers: int | None,
+    lengths: Mapping[str, int] | None = None,
+) -> None:
+    """Run all phases with a bar for each; `lengths` are those of runs made of environment steps."""
     open_bars: list[StudyProgress] = []
 
     def watch(phase: str) -> Watch:
         for bar in open_bars:
             bar.__exit__(None, None, None)
-        bar = StudyProgress(console, phase)
+        bar = StudyProgress(console, phase, lengths)
         open_bars[:] = [bar.__enter__()]
-
-        def tell(done: int, total: int, results: list[Result]) -> None:
-            bar(done, total, results)
-
-        return tell
+        return bar
 
     try:
         run(watch, workers)

@@ -20,7 +20,14 @@ from rgpo.settings import split_arm
 from rgpo.studies.jobs import Cell, Result
 
 TOGETHER = 24
-"""Runs in one job: enough for the batched matrix products, few enough to lose little to a kill."""
+"""Runs in one job at most; with 16 MiB a run its process has less than a GiB."""
+
+FEW = 4
+"""Runs in one job at least: they have most of what training together gains (docs/results.md)."""
+
+JOB_STEPS = 2_400_000
+"""Environment steps of a job, if FEW runs are not longer: what a kill can lose, in each process a
+few minutes."""
 
 MEASURED = (
     "kl",
@@ -55,12 +62,10 @@ class ControlCells:
     def config(self, cell: Cell) -> TrainConfig:
         """The configuration of one run."""
         recipe, options = split_arm(cell.arm)
-        radius = [option for option in options if option.startswith("max_kl=")]  # trpo's
         return dataclasses.replace(
             dict(self.settings)[cell.task],
             recipe=recipe,
-            set=tuple(option for option in options if option not in radius),
-            max_kl=float(radius[0].partition("=")[2]) if radius else 0.01,
+            set=options,
             staleness=cell.staleness,
             seed=cell.seed,
             learning_rate=cell.learning_rate,
@@ -86,7 +91,9 @@ class ControlCells:
         order = sorted(cells, key=lambda c: (*kind(c), c.arm))
         jobs = []
         for (_, _, plain), group in groupby(order, key=kind):
-            alike, size = list(group), 4 if plain else TOGETHER
+            alike = list(group)
+            room = JOB_STEPS // self.lengths[alike[0].task]
+            size = FEW if plain else min(max(room, FEW), TOGETHER)
             jobs += [alike[i : i + size] for i in range(0, len(alike), size)]
         return jobs
 

@@ -1,7 +1,7 @@
 """What a person sees while runs train."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,9 @@ from rgpo.control.train import Rows
 
 RECENT = 10
 """Updates of every run over which the shown return, KL and spikes are averaged."""
+
+HIGHEST = 12
+"""Rows of a study's live table."""
 
 
 class _Display:
@@ -156,15 +159,42 @@ class ComparisonProgress(_Display):
 
 
 class StudyProgress(_Display):
-    """Progress of one phase of a study; a `jobs.Watch`."""
+    """Progress of one phase of a study with a live table; a `jobs.Watch`.
+
+    `lengths` are the environment steps of a run by task, where that is what runs are made of.
+    """
+
+    def __init__(
+        self, console: Console, title: str, lengths: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(console, title)
+        self.lengths, self.steps = lengths, 0
+        self.scores: dict[str, dict[str, list[float]]] = {}
 
     def __call__(self, done: int, total: int, results: list[dict[str, Any]]) -> None:
         """Take in one job."""
+        for result in results:
+            scores = self.scores.setdefault(result["task"], {}).setdefault(_variant(result), [])
+            scores += [] if result["final_return"] is None else [result["final_return"]]
+            self.steps += (self.lengths or {}).get(result["task"], 0)
         newest = results[-1]
-        score = newest.get("final_return")
+        score = newest["final_return"]
         told = "-" if score is None else f"{score:.4g}"
-        note = f"{done} of {total} runs  newest: {newest['arm']}, age {newest['staleness']}: {told}"
-        self.show(done / total, note)
+        speed = f"  {self.speed(self.steps)}" if self.lengths else ""
+        note = f"{done} of {total} runs{speed}  newest: {_variant(newest)}: {told}"
+        self.show(done / total, note, self._table(newest["task"]))
+
+    def _table(self, task: str) -> Table:
+        """The highest of this phase on one task; runs that diverged are not among them."""
+        known = {variant: x for variant, x in self.scores[task].items() if x}
+        iqm = {variant: float(trim_mean(x, 0.25)) for variant, x in known.items()}
+        table = Table(box=None, padding=(0, 2))
+        table.add_column(f"{task}, highest {HIGHEST}" if len(iqm) > HIGHEST else task)
+        table.add_column("runs", justify="right")
+        table.add_column("score (IQM)", justify="right")
+        for variant in sorted(iqm, key=iqm.__getitem__, reverse=True)[:HIGHEST]:
+            table.add_row(variant, str(len(known[variant])), f"{iqm[variant]:.4g}")
+        return table
 
 
 class StageProgress:
@@ -195,6 +225,12 @@ class StageProgress:
         if self.bar is not None:
             self.bar.__exit__(None, None, None)
             self.bar = None
+
+
+def _variant(result: dict[str, Any]) -> str:
+    """What runs with other seeds have in common: arm, age of the data, learning rate."""
+    age = f", age {result['staleness']}" if result["staleness"] else ""
+    return f"{result['arm']}{age}, {result['learning_rate']:g}"
 
 
 def _clock(seconds: float) -> str:

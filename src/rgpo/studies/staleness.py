@@ -83,6 +83,9 @@ class Trains(Protocol):
     seconds_per_run: float
     """Rough time of one run on one core, before there is a measured one."""
 
+    lengths: dict[str, int]
+    """Environment steps or updates of a run, by task."""
+
     def refusal(self, task: str, arm: str) -> str | None:
         """Why this arm cannot be trained on this task, None if it can."""
 
