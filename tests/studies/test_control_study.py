@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from itertools import product
 
 import numpy as np
@@ -162,12 +163,28 @@ def test_every_strength_is_a_hyper_parameter_of_its_arm():
 
 @pytest.mark.parametrize(
     ("steps", "sizes"),
-    [(50_000, [24, 6]), (100_000, [24, 6]), (400_000, [6] * 5), (10**7, [4] * 7 + [2])],
+    [
+        (50_000, [24, 24, 2]),
+        (100_000, [24, 24, 2]),
+        (400_000, [6] * 8 + [2]),
+        (10**7, [4] * 12 + [2]),
+    ],
 )
-def test_what_a_kill_can_lose_does_not_grow_with_the_steps_of_a_run(steps, sizes):
+def test_what_a_kill_can_lose_does_not_grow_with_the_steps_of_a_run(monkeypatch, steps, sizes):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     config = control.TrainConfig(env="CartPole-v1", steps=steps)
     jobs = ControlCells((("CartPole-v1", config),)).jobs(
-        Cell("CartPole-v1", "ppo", 0, seed, 1e-3) for seed in range(30)
+        Cell("CartPole-v1", "ppo", 0, seed, 1e-3) for seed in range(50)
+    )
+    assert [len(job) for job in jobs] == sizes
+
+
+@pytest.mark.parametrize(("runs", "sizes"), [(12, [6, 6]), (30, [15, 15]), (6, [4, 2]), (3, [3])])
+def test_a_short_phase_is_spread_over_the_cores(monkeypatch, runs, sizes):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    config = control.TrainConfig(env="CartPole-v1", steps=50_000)
+    jobs = ControlCells((("CartPole-v1", config),)).jobs(
+        Cell("CartPole-v1", "ppo", 0, seed, 1e-3) for seed in range(runs)
     )
     assert [len(job) for job in jobs] == sizes
 

@@ -48,8 +48,8 @@ def test_a_study_tells_its_speed_and_the_highest_iqm_of_the_newest_task(monkeypa
     assert "325 steps/s" in lines[-4]  # 6 x 1,000 + 500 in 20 s: what diverged was trained too
     assert lines[-3:] == [
         "Hopper-v5 runs score (IQM)",
-        "gipo, age 2, 0.001 1 26",
-        "ppo, 0.001 4 25",
+        "gipo, age 2, rate 0.001 1 26",
+        "ppo, rate 0.001 4 25",
     ]
 
 

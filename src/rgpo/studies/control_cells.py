@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ class ControlCells:
         for (_, _, plain), group in groupby(order, key=kind):
             alike = list(group)
             room = JOB_STEPS // self.lengths[alike[0].task]
-            size = FEW if plain else min(max(room, FEW), TOGETHER)
+            even = -(-len(alike) // (os.cpu_count() or 1))  # a short phase, too, is for all cores
+            size = FEW if plain else min(max(room, FEW), max(even, FEW), TOGETHER)
             jobs += [alike[i : i + size] for i in range(0, len(alike), size)]
         return jobs
 

@@ -230,7 +230,7 @@ class StageProgress:
 def _variant(result: dict[str, Any]) -> str:
     """What runs with other seeds have in common: arm, age of the data, learning rate."""
     age = f", age {result['staleness']}" if result["staleness"] else ""
-    return f"{result['arm']}{age}, {result['learning_rate']:g}"
+    return f"{result['arm']}{age}, rate {result['learning_rate']:g}"
 
 
 def _clock(seconds: float) -> str:
