@@ -25,6 +25,20 @@ def test_the_table_holds_the_iqm_over_runs_of_each_arm():
     assert "rgpo 20.0  ppo 7.0" in told.getvalue()
 
 
+def test_what_was_done_before_a_resumption_does_not_count_as_speed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    told = io.StringIO()
+    with ComparisonProgress(Console(file=told, width=100), [["ppo"], ["rgpo"]], 10, 64) as shown:
+        for update in range(5, 11):
+            for group in (0, 1):
+                now[0] += 1
+                shown(group, update, 10, [row(update, 1.0)])
+    lines = told.getvalue().splitlines()
+    assert lines[-3].startswith(" 80%  0:00:08, 0:00:05 left")  # 6 updates in 7 s, 4 to go
+    assert lines[-1].startswith("100%  0:00:12  ")
+
+
 def cell(arm, score, *, task="Hopper-v5", staleness=0, rate=1e-3):
     return {
         "task": task, "arm": arm, "staleness": staleness, "learning_rate": rate,

@@ -78,6 +78,12 @@ class _Display:
         left = (time.perf_counter() - when) * (1 - fraction) / (fraction - done)
         return f", {_clock(left)} left"
 
+    def skip(self, fraction: float) -> None:
+        """Leave a part that was done before out of the speed that tells the time left."""
+        if self.first_shown is not None:
+            when, done = self.first_shown
+            self.first_shown = when, done + fraction
+
     def speed(self, steps: float) -> str:
         """Environment steps per second since the start."""
         return f"{steps / max(time.perf_counter() - self.started, 1e-9):,.0f} steps/s"
@@ -121,12 +127,13 @@ class ComparisonProgress(_Display):
 
     def __call__(self, group: int, update: int, _: int, rows: Rows) -> None:
         """Take in one update of one group."""
+        sizes = [len(labels) for labels in self.labels]
         self.done[group] = update
         if self.first[group] is None:
             self.first[group] = update - 1
+            self.skip(update / self.updates * sizes[group] / sum(sizes))
         for i, row in enumerate(rows):
             self.history[group, i] = [*self.history.get((group, i), []), row][-RECENT:]
-        sizes = [len(labels) for labels in self.labels]
         fraction = float(np.average(self.done, weights=sizes)) / self.updates
         fresh = [d - (f or 0) for d, f in zip(self.done, self.first, strict=True)]
         steps = self.batch * sum(f * s for f, s in zip(fresh, sizes, strict=True))
