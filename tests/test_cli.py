@@ -1,5 +1,6 @@
 """The command line: what it answers, what it refuses and how, and a whole comparison."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import time
 import pytest
 
 from rgpo import cli
+from rgpo.control.config import TrainConfig
 from rgpo.core import recipes
+from rgpo.errors import RgpoError
 from rgpo.runs import checkpoint
 from rgpo.runs.directory import Run
 
@@ -260,6 +263,52 @@ def test_what_went_wrong_in_a_comparison_is_told_after_its_table_and_report(tmp_
     assert "Traceback" in err
     assert "a worker died with exit code 1: resume the comparison to go on" in err
     assert statuses(directory) == ["unfinished"] * 4
+
+
+def test_every_error_of_a_comparison_is_told_once_and_whole(tmp_path, monkeypatch, capsys):
+    base = TrainConfig(env="CartPole-v1", track=(), backend="gymnasium")
+    planned = cli.comparison.plan(base, ["ppo"], 1, tmp_path / "study")
+    (config,) = planned.configs
+    message = "EnvPool [of this run] stopped"
+    document = dataclasses.asdict(config) | {"label": config.label}
+    Run.create(planned.path(config), document, trackers=()).finish("failed", message)
+    found = [(["failed"], [message]), (["unfinished"], []), (["failed"], ["died", message])]
+    monkeypatch.setattr(cli.comparison, "run", lambda *_: found.pop(0))
+    assert cli._run_comparison(planned) == 1
+    assert capsys.readouterr().out.count(f"failed ppo seed 0: {message}") == 1
+    assert cli._run_comparison(planned) == 130
+    assert "continues it" in capsys.readouterr().out
+    with pytest.raises(RgpoError, match=r"^died$"):
+        cli._run_comparison(planned)
+    assert message in capsys.readouterr().out
+
+
+CRASHING = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+class Crashing(CartPoleEnv):
+    steps = 0
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 50 and self.np_random_seed % 2:
+            raise RuntimeError("the wheel [left] came off")
+        return super().step(action)
+gymnasium.register("Crashing-v0", entry_point=Crashing, max_episode_steps=500)
+"""
+
+
+def test_crashing_environments_fail_their_runs_and_the_others_finish(tmp_path, monkeypatch):
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
+    options = [*TINY, "--env", "crashing:Crashing-v0", "--num-envs", "1", "--rollout-steps", "64"]
+    arms = ["--recipes", "ppo", "--seeds", "6", "--workers", "2"]
+    status, out, err = end(start("compare", *options, *arms, "--out", tmp_path / "study"))
+    ended = [Run.open(tmp_path / "study" / f"ppo-seed{seed}").status["status"] for seed in range(6)]
+    assert set(ended) == {"finished", "failed"}
+    assert (status, err) == (1, "")
+    assert out.count("failed ppo seed") == ended.count("failed")
+    assert out.count("the wheel [left] came off") == ended.count("failed")
+    assert (tmp_path / "study" / "report.html").exists()
 
 
 def wait_for_updates(process, directory, updates):

@@ -291,7 +291,9 @@ def main(arguments: list[str] | None = None) -> None:
     except RgpoError as error:
         if debug:
             raise
-        Console(stderr=True).print(f"[bold red]rgpo:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]rgpo:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -359,11 +361,11 @@ def _run_comparison(planned: comparison.Plan) -> int:
     failed = [c for c, s in zip(planned.configs, statuses, strict=True) if s == "failed"]
     for config in failed:
         message = Run.open(planned.path(config)).status["message"]
-        console.print(f"[red]failed[/] {config.label} seed {config.seed}: {message}")
+        console.print(f"[red]failed[/] {config.label} seed {config.seed}: {escape(message)}")
         errors = [error for error in errors if error != message]
     if errors:
         raise RgpoError("; ".join(errors))
-    if "interrupted" in statuses:
+    if set(statuses) - {"finished", "failed"}:
         console.print(f"interrupted: `rgpo resume {planned.directory}` continues it")
         return 130
     return 1 if failed else 0

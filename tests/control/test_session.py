@@ -1,6 +1,7 @@
 """Runs on disk: resumed bit for bit, stopped cleanly, failed with a sentence."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -206,6 +207,35 @@ def test_a_kill_between_the_saves_of_two_runs_leaves_an_update_in_common(
         assert len(list((theirs / "checkpoints").glob("*.json"))) <= keep
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_stopped_again_before_the_update_that_one_run_had_saved(tmp_path, monkeypatch, keep):
+    """The newer checkpoint of one run, from before the kill, must not outlive the common one."""
+    configs = [tiny(keep=keep, seed=seed) for seed in range(2)]
+    straight = [tmp_path / "straight0", tmp_path / "straight1"]
+    broken = [tmp_path / "broken0", tmp_path / "broken1"]
+    session.start(configs, straight)
+    save = checkpoint.save
+
+    def killed(folder, update, *state):
+        if update == UPDATES and folder.parent == broken[1]:
+            raise KeyboardInterrupt
+        return save(folder, update, *state)
+
+    start = functools.partial(session.start, configs, broken)
+    for _ in range(keep):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                start()
+        start = functools.partial(session.resume, broken)
+        assert final_checkpoint(broken[0]).update == UPDATES
+    assert session.resume(broken, stop_after(3)) == ["interrupted", "interrupted"]
+    assert [final_checkpoint(path).update for path in broken] == [3, 3]
+    assert session.resume(broken) == ["finished", "finished"]
+    for mine, theirs in zip(straight, broken, strict=True):
+        assert_same_run(mine, theirs)
+
+
 def test_killed_while_it_evaluates_a_run_is_evaluated_when_resumed(tmp_path, monkeypatch):
     config, path = tiny(eval_episodes=2), tmp_path / "run"
     session.start([config], [tmp_path / "straight"])
@@ -218,7 +248,9 @@ def test_killed_while_it_evaluates_a_run_is_evaluated_when_resumed(tmp_path, mon
         with pytest.raises(KeyboardInterrupt):
             session.start([config], [path])
     assert Run.open(path).status["status"] == "unfinished"
-    assert session.resume([path]) == ["finished"]
+    told = []
+    assert session.resume([path], lambda *event: told.append(event)) == ["finished"]
+    assert [(done, total, rows[0]["update"]) for done, total, rows in told] == [(4, 4, 4)]
     results = [Run.open(p).status["result"] for p in (path, tmp_path / "straight")]
     assert results[0] == results[1]
     assert_same_run(path, tmp_path / "straight")

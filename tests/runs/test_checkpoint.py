@@ -55,6 +55,14 @@ def test_keeps_the_newest_and_sorts_by_number(tmp_path):
     assert newest(tmp_path)[0].update == 1_000_001
 
 
+def test_truncated_what_is_newer_and_whole_is_gone(tmp_path):
+    paths = [save(tmp_path, update, tensors(), {}) for update in (1, 2, 3, 3, 4)]
+    half_json(paths[-1])
+    checkpoint.truncate_after(tmp_path, 2)
+    assert sorted(tmp_path.glob("*.json")) == [paths[0], paths[1], paths[4]]
+    assert newest(tmp_path)[0].update == 2
+
+
 def test_newest_at_most(tmp_path):
     for update in (10, 20, 30):
         save(tmp_path, update, tensors(), {})

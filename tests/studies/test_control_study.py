@@ -162,24 +162,20 @@ def test_every_strength_is_a_hyper_parameter_of_its_arm():
 
 
 @pytest.mark.parametrize(
-    ("steps", "sizes"),
-    [
-        (50_000, [24, 24, 2]),
-        (100_000, [24, 24, 2]),
-        (400_000, [6] * 8 + [2]),
-        (10**7, [4] * 12 + [2]),
-    ],
+    ("steps", "number"), [(50_000, 3), (100_000, 3), (400_000, 9), (10**7, 13)]
 )
-def test_what_a_kill_can_lose_does_not_grow_with_the_steps_of_a_run(monkeypatch, steps, sizes):
+def test_what_a_kill_can_lose_does_not_grow_with_the_steps_of_a_run(monkeypatch, steps, number):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     config = control.TrainConfig(env="CartPole-v1", steps=steps)
     jobs = ControlCells((("CartPole-v1", config),)).jobs(
         Cell("CartPole-v1", "ppo", 0, seed, 1e-3) for seed in range(50)
     )
-    assert [len(job) for job in jobs] == sizes
+    sizes = [len(job) for job in jobs]
+    assert (len(sizes), sum(sizes)) == (number, 50)
+    assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize(("runs", "sizes"), [(12, [6, 6]), (30, [15, 15]), (6, [4, 2]), (3, [3])])
+@pytest.mark.parametrize(("runs", "sizes"), [(12, [6, 6]), (30, [15, 15]), (6, [3, 3]), (3, [3])])
 def test_a_short_phase_is_spread_over_the_cores(monkeypatch, runs, sizes):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     config = control.TrainConfig(env="CartPole-v1", steps=50_000)
@@ -200,3 +196,5 @@ def test_the_plan_counts_runs_and_unknown_arms_are_refused(study, tmp_path):
         shorter.run()
     with pytest.raises(RgpoError, match="unknown recipe"):
         control.control(tmp_path, arms=["pppo"])
+    with pytest.raises(RgpoError, match="a study tunes the learning rates itself"):
+        control.control(tmp_path, arms=["ppo:learning-rate=1e-3"])

@@ -78,6 +78,20 @@ def test_a_killed_worker_is_told_in_a_sentence(tmp_path):
     assert [r["seed"] for r in read_results(tmp_path)] == [1]
 
 
+def test_a_worker_killed_while_the_parent_is_busy_is_told_too(tmp_path):
+    """The pool then refuses the next job, and no future tells of it."""
+
+    def watch(*_):
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        time.sleep(0.5)
+
+    with pytest.raises(RgpoError, match=r"with the runs that are left$"):
+        run_jobs([[cell(1)], [cell(2)]], double, tmp_path, workers=1, watch=watch)
+    assert [r["seed"] for r in read_results(tmp_path)] == [1]
+
+
 def test_a_line_that_was_cut_off_is_dropped_and_its_cell_is_missing(tmp_path):
     run_jobs([[cell(0)], [cell(1)]], double, tmp_path, workers=1)
     path = tmp_path / RESULTS

@@ -39,10 +39,10 @@ def test_what_was_done_before_a_resumption_does_not_count_as_speed(monkeypatch):
     assert lines[-1].startswith("100%  0:00:12  ")
 
 
-def cell(arm, score, *, task="Hopper-v5", staleness=0, rate=1e-3):
+def cell(arm, score, *, task="Hopper-v5", staleness=0, failed=None):
     return {
-        "task": task, "arm": arm, "staleness": staleness, "learning_rate": rate,
-        "final_return": score,
+        "task": task, "arm": arm, "staleness": staleness, "learning_rate": 1e-3,
+        "final_return": score, "failed": failed,
     }  # fmt: skip
 
 
@@ -56,10 +56,10 @@ def test_a_study_tells_its_speed_and_the_highest_iqm_of_the_newest_task(monkeypa
         shown(4, 10, [cell("ppo", score) for score in (0.0, 20.0, 30.0, 9e9)])
         now[0] += 10
         shown(6, 10, [cell("trpo", 1.0, task="Ant-v5"), cell("gipo", 26.0, staleness=2)])
-        shown(7, 10, [cell("gipo", None, staleness=2)])
+        shown(8, 10, [cell("gipo", None, staleness=2), cell("gipo", 5, staleness=2, failed="NaN")])
         console.print(shown._table("Hopper-v5"))
     lines = [" ".join(line.split()) for line in told.getvalue().splitlines()]
-    assert "325 steps/s" in lines[-4]  # 6 x 1,000 + 500 in 20 s: what diverged was trained too
+    assert "375 steps/s" in lines[-4]  # 7 x 1,000 + 500 in 20 s: what diverged was trained too
     assert lines[-3:] == [
         "Hopper-v5 runs score (IQM)",
         "gipo, age 2, rate 0.001 1 26",

@@ -208,6 +208,8 @@ def test_every_recipe_is_trained_or_refused_with_a_reason():
 
 
 def test_an_arm_that_cannot_be_trained_is_refused(tmp_path):
+    with pytest.raises(RgpoError, match="a study tunes the learning rates itself"):
+        staleness.control(tmp_path, tasks=["CartPole-v1"], arms=["ppo:learning_rate=1e-3"])
     with pytest.raises(RgpoError, match="no reference model"):
         staleness.control(tmp_path, tasks=["CartPole-v1"], arms=["ppo", "rgpo-dual-detached"])
 

@@ -39,7 +39,7 @@ class TrainConfig(Settings):
 
     set: tuple[str, ...] = ()
     """Hyper-parameters of the recipe, such as sharpness=4 kl_target=0.02; learning_rate, target_kl
-    and max_kl as well, so that the arms of a comparison may differ in them."""
+    and max_kl as well, where they win over the fields, so that arms may differ in them."""
 
     seed: int = 0
     """Seed of initialisation, environments, actions and minibatches."""

@@ -60,7 +60,7 @@ def footprint(trainer: Trainer) -> Footprint:
 
 def require_room(trainer: Trainer) -> None:
     """Raise RgpoError where a single run of this trainer needs more memory than is free."""
-    need, free = _array_bytes(trainer)[0], available_bytes(trainer.device)
+    need, free = _array_bytes(trainer)[0], room(trainer)
     if need > free:
         raise RgpoError(
             f"one run needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} are free: take "
@@ -105,15 +105,19 @@ def activation_floats(policy: ActorCritic, shapes: dict[str, tuple[int, ...]]) -
     return sum(found)
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that new processes can take: what the machine has free, or the cgroup's limit allows.
+def room(trainer: Trainer) -> int:
+    """Bytes for runs like these: free on the host, which collects, and where they learn."""
+    return min(available_bytes(torch.device("cpu")), available_bytes(trainer.device))
 
-    Where neither can be read, half of what the machine has. On a GPU what is free there, if that
-    is less.
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that new tensors can take on a GPU, or what the machine and the cgroup's limit allow.
+
+    Where neither can be read, half of what the machine has.
     """
-    limits = list(_cgroup_free())
     if device.type == "cuda":
-        limits.append(torch.cuda.mem_get_info(device)[0])
+        return torch.cuda.mem_get_info(device)[0]
+    limits = list(_cgroup_free())
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":") for line in lines)

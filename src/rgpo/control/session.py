@@ -71,6 +71,7 @@ def resume(directories: Sequence[Path], progress: Progress | None = None) -> lis
     trainer.restore(saved)
     for run in runs:
         run.truncate_after(updates)
+        checkpoint.truncate_after(run.checkpoints, updates)
     for sentence in skipped:
         warnings.warn(sentence, stacklevel=2)
     return Session(trainer, runs, evaluate_run, progress).train()
@@ -97,6 +98,9 @@ class Session:
     def train(self) -> list[str]:
         """Train to the end or the next stop; each run's final status."""
         config = self.trainer.config
+        if self.trainer.updates_done == config.updates and self.progress is not None:
+            rows = [(run.metrics() or [{}])[-1] for run in self.runs]
+            self.progress(config.updates, config.updates, rows)
         try:
             with _interruptible() as stop:
                 while self.trainer.updates_done < config.updates and not stop.requested:

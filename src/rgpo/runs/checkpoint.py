@@ -8,7 +8,7 @@ itself, so that a flipped bit in either file is found.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,18 @@ def prune(folder: Path, keep: int) -> None:
     """Delete whole checkpoints beyond the newest `keep`.
 
     Corrupt ones do not count and are never deleted: they are evidence. Runs that train together
-    are pruned once all of them have saved: whenever one is killed, they have an update in common.
+    are pruned once all of them have saved, and truncated to the update that they resume from:
+    whenever one is killed, they have an update in common.
     """
     if keep < 1:
         raise ValueError(f"need keep >= 1, got keep={keep}")
-    whole = [path for path, _ in _newest_first(folder) if _is_whole(path)]
-    for path in whole[keep:]:
-        _tensor_path(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-    sync_folder(folder)
+    _delete(folder, [path for path, _ in _newest_first(folder) if _is_whole(path)][keep:])
+
+
+def truncate_after(folder: Path, update: int) -> None:
+    """Delete whole checkpoints newer than `update`: a resumed run makes them again."""
+    newer = [path for path, (number, _) in _newest_first(folder) if number > update]
+    _delete(folder, [path for path in newer if _is_whole(path)])
 
 
 def load(path: Path) -> Checkpoint:
@@ -171,6 +174,13 @@ def _refuse_nonfinite(
             f"Not saving update {update}: {', '.join(bad)} holds NaN or infinity; resume from the "
             "last checkpoint with a smaller learning rate or stronger KL control."
         )
+
+
+def _delete(folder: Path, paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)  # first: without its JSON file there is no checkpoint
+        _tensor_path(path).unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def _is_whole(path: Path) -> bool:

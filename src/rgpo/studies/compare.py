@@ -141,7 +141,7 @@ class _Probe:
         self.fast = isinstance(trainer.learner, FastLearner)
         self.images = "image" in trainer.environments.observation_shapes
         self.footprint = memory.footprint(trainer)
-        self.free = memory.available_bytes(trainer.device)
+        self.free = memory.room(trainer)
         trainer.environments.close()
 
 
@@ -342,6 +342,7 @@ def _train_group(comparison: Plan, index: int, tell: session.Progress) -> None:
         session.resume([paths[i] for i in open_runs], placed)
         return
     for i in open_runs:  # killed before all of them had a checkpoint: nothing worth keeping
+        (paths[i] / "config.json").unlink(missing_ok=True)  # what is left is a run no more
         shutil.rmtree(paths[i], ignore_errors=True)
     session.start([group[i] for i in open_runs], [paths[i] for i in open_runs], placed)
 

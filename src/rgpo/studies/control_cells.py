@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ from rgpo.control.train import Trainer
 from rgpo.core import recipes
 from rgpo.errors import RgpoError
 from rgpo.runs.table import final_return
-from rgpo.settings import split_arm
+from rgpo.settings import parse_options, split_arm
 from rgpo.studies.jobs import Cell, Result
 
 TOGETHER = 24
 """Runs in one job at most; with 16 MiB a run its process has less than a GiB."""
 
 FEW = 4
-"""Runs in one job at least: they have most of what training together gains (docs/results.md)."""
+"""Runs below which jobs are not divided: they have most of what training together gains
+(docs/results.md)."""
 
 JOB_STEPS = 2_400_000
 """Environment steps of a job, if FEW runs are not longer: what a kill can lose, in each process a
@@ -61,8 +62,10 @@ class ControlCells:
         return float(np.mean([config.steps for _, config in self.settings])) / 15_000
 
     def config(self, cell: Cell) -> TrainConfig:
-        """The configuration of one run."""
+        """The configuration of one run; RgpoError for an arm with a learning rate of its own."""
         recipe, options = split_arm(cell.arm)
+        if "learning_rate" in parse_options(options):
+            raise RgpoError(f"{cell.arm}: a study tunes the learning rates itself, leave it out")
         return dataclasses.replace(
             dict(self.settings)[cell.task],
             recipe=recipe,
@@ -96,7 +99,9 @@ class ControlCells:
             room = JOB_STEPS // self.lengths[alike[0].task]
             even = -(-len(alike) // (os.cpu_count() or 1))  # a short phase, too, is for all cores
             size = FEW if plain else min(max(room, FEW), max(even, FEW), TOGETHER)
-            jobs += [alike[i : i + size] for i in range(0, len(alike), size)]
+            number = -(-len(alike) // size)
+            ends = [len(alike) * i // number for i in range(number + 1)]
+            jobs += [alike[i:j] for i, j in pairwise(ends)]
         return jobs
 
     def __call__(self, cells: Sequence[Cell]) -> list[Result]:

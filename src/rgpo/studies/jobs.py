@@ -132,27 +132,29 @@ def _run_all(
             while waiting and len(running) < number:
                 running.add(pool.submit(train, waiting.pop()))
             finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                if error := future.exception():
+            for future in sorted(finished, key=lambda one: one.exception() is not None):
+                error = future.exception()
+                if error is not None and not isinstance(error, BrokenProcessPool):
                     errors.append(error)
                     waiting.clear()
                     continue
-                results = future.result()
+                results = future.result()  # or the broken pool's error
                 _append(directory / RESULTS, results)
                 done += len(results)
                 if watch is not None:
                     watch(done, total, results)
+    except BrokenProcessPool as error:
+        less = "; --workers 1 needs less" if number > 1 else ""
+        raise RgpoError(
+            "a worker process was killed, perhaps for lack of memory: the same command goes on "
+            f"with the runs that are left{less}"
+        ) from error
     except BaseException:
         for process in list(pool._processes.values()):  # noqa: SLF001
             process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-    if errors and isinstance(errors[0], BrokenProcessPool):
-        raise RgpoError(
-            "a worker process was killed, perhaps for lack of memory: the same command goes on "
-            "with the runs that are left; --workers 1 needs less"
-        ) from errors[0]
     if errors:
         raise errors[0]
 

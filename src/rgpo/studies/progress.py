@@ -182,7 +182,8 @@ class StudyProgress(_Display):
         """Take in one job."""
         for result in results:
             scores = self.scores.setdefault(result["task"], {}).setdefault(_variant(result), [])
-            scores += [] if result["final_return"] is None else [result["final_return"]]
+            if result["final_return"] is not None and not result.get("failed"):
+                scores.append(result["final_return"])
             self.steps += (self.lengths or {}).get(result["task"], 0)
         newest = results[-1]
         score = newest["final_return"]
