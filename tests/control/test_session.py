@@ -1,5 +1,6 @@
 """Runs on disk: resumed bit for bit, stopped cleanly, failed with a sentence."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -180,6 +181,22 @@ def test_runs_that_train_together_are_resumed_together(tmp_path):
         assert_same_run(mine, theirs)
 
 
+@contextlib.contextmanager
+def killed_while_it_saves(monkeypatch, path):
+    """The end comes when the run in `path` is about to save its last update."""
+    save = checkpoint.save
+
+    def killed(folder, update, *state):
+        if update == UPDATES and folder.parent == path:
+            raise KeyboardInterrupt
+        return save(folder, update, *state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_a_kill_between_the_saves_of_two_runs_leaves_an_update_in_common(
     tmp_path, monkeypatch, keep
@@ -188,17 +205,8 @@ def test_a_kill_between_the_saves_of_two_runs_leaves_an_update_in_common(
     straight = [tmp_path / "straight0", tmp_path / "straight1"]
     broken = [tmp_path / "broken0", tmp_path / "broken1"]
     session.start(configs, straight)
-    save = checkpoint.save
-
-    def killed(folder, update, *state):
-        if update == UPDATES and folder.parent == broken[1]:
-            raise KeyboardInterrupt
-        return save(folder, update, *state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            session.start(configs, broken)
+    with killed_while_it_saves(monkeypatch, broken[1]):
+        session.start(configs, broken)
     assert final_checkpoint(broken[0]).update == UPDATES
     assert final_checkpoint(broken[1]).update == 2
     assert resume_in_new_process(broken) == "['finished', 'finished']"
@@ -214,19 +222,10 @@ def test_stopped_again_before_the_update_that_one_run_had_saved(tmp_path, monkey
     straight = [tmp_path / "straight0", tmp_path / "straight1"]
     broken = [tmp_path / "broken0", tmp_path / "broken1"]
     session.start(configs, straight)
-    save = checkpoint.save
-
-    def killed(folder, update, *state):
-        if update == UPDATES and folder.parent == broken[1]:
-            raise KeyboardInterrupt
-        return save(folder, update, *state)
-
     start = functools.partial(session.start, configs, broken)
     for _ in range(keep):
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save", killed)
-            with pytest.raises(KeyboardInterrupt):
-                start()
+        with killed_while_it_saves(monkeypatch, broken[1]):
+            start()
         start = functools.partial(session.resume, broken)
         assert final_checkpoint(broken[0]).update == UPDATES
     assert session.resume(broken, stop_after(3)) == ["interrupted", "interrupted"]

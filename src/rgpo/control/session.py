@@ -71,7 +71,6 @@ def resume(directories: Sequence[Path], progress: Progress | None = None) -> lis
     trainer.restore(saved)
     for run in runs:
         run.truncate_after(updates)
-        checkpoint.truncate_after(run.checkpoints, updates)
     for sentence in skipped:
         warnings.warn(sentence, stacklevel=2)
     return Session(trainer, runs, evaluate_run, progress).train()

@@ -8,7 +8,7 @@ itself, so that a flipped bit in either file is found.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,11 +176,12 @@ def _refuse_nonfinite(
         )
 
 
-def _delete(folder: Path, paths: Iterable[Path]) -> None:
+def _delete(folder: Path, paths: Sequence[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)  # first: without its JSON file there is no checkpoint
         _tensor_path(path).unlink(missing_ok=True)
-    sync_folder(folder)
+    if paths:
+        sync_folder(folder)
 
 
 def _is_whole(path: Path) -> bool:

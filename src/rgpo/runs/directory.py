@@ -26,6 +26,7 @@ from typing import Any, Literal, Self
 
 import rgpo
 from rgpo.errors import RgpoError
+from rgpo.runs import checkpoint
 from rgpo.runs.atomic import json_bytes, nonfinite_path, write_atomic
 from rgpo.runs.trackers import Tracker, TrackerName, open_trackers, require_trackers
 
@@ -130,8 +131,12 @@ class Run:
         return rows
 
     def truncate_after(self, update: int) -> None:
-        """Drop the rows newer than `update`, all or none: a resumed run makes them again."""
+        """Drop what is newer than `update`: a resumed run makes it again.
+
+        The rows, all or none of them, and the checkpoints that are whole.
+        """
         self.close()
+        checkpoint.truncate_after(self.checkpoints, update)
         rows = [row for row in self.metrics() if row["update"] <= update]
         write_atomic(self._metrics, b"".join(json_bytes(row, indent=None) for row in rows))
 

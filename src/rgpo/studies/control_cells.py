@@ -96,9 +96,9 @@ class ControlCells:
         jobs = []
         for (_, _, plain), group in groupby(order, key=kind):
             alike = list(group)
-            room = JOB_STEPS // self.lengths[alike[0].task]
+            most = min(TOGETHER, JOB_STEPS // self.lengths[alike[0].task])
             even = -(-len(alike) // (os.cpu_count() or 1))  # a short phase, too, is for all cores
-            size = FEW if plain else min(max(room, FEW), max(even, FEW), TOGETHER)
+            size = FEW if plain else max(FEW, min(most, even))
             number = -(-len(alike) // size)
             ends = [len(alike) * i // number for i in range(number + 1)]
             jobs += [alike[i:j] for i, j in pairwise(ends)]
